@@ -1,0 +1,26 @@
+"""Acoustic scene classification: the complete system of a DCASE 2021 Task 1A report, on fastsep."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from asc.checkpoint import load_model
+    from asc.features import LogMel
+    from asc.model import Cnn6, Cnn6Sep
+
+__all__ = ["Cnn6", "Cnn6Sep", "LogMel", "load_model"]
+
+_HOMES = {
+    "Cnn6": "asc.model",
+    "Cnn6Sep": "asc.model",
+    "LogMel": "asc.features",
+    "load_model": "asc.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for when it is asked for: torchaudio alone takes a second."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'asc' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

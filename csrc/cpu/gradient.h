@@ -1,0 +1,236 @@
+// The gradient sweep of one operator or block: z is recomputed row by row, never stored. Along
+// time, with d the dilation: z[t + 2d] is projected, then dy[t + d] known (and the taps' gradients
+// with it), then dz[t], and from it dx[t] and a share of the pointwise weights' gradient.
+#pragma once
+
+namespace fastsep::FASTSEP_ISA {
+
+template <class S>
+class Gradient {
+  using T = Compute<S>;
+  static constexpr int64_t L = kLanes<T>;
+
+  struct Weights {
+    T *forward, *taps, *backward;
+  };
+
+ public:
+  static size_t weights_bytes(const Backward& job) {
+    Bump bump(nullptr);
+    place_weights(job, bump);
+    return bump.used();
+  }
+
+  static void pack(const Backward& job, void* buffer) {
+    Bump bump(buffer);
+    const Weights weights = place_weights(job, bump);
+    const Block& block = job.block;
+    const S* p = static_cast<const S*>(block.pointwise);
+    Panels<T>::pack(block.in, block.out, weights.forward,
+                    [&](int64_t o, int64_t i) { return widen(p[o * block.in + i]); });
+    Panels<T>::pack(block.out, block.in, weights.backward,
+                    [&](int64_t o, int64_t i) { return widen(p[i * block.in + o]); });
+    Taps<T>::template pack<S>(block, weights.taps);
+  }
+
+  static size_t scratch_bytes(const Backward& job) {
+    Bump weights(nullptr), scratch(nullptr), partial(nullptr);
+    Gradient(job, weights, scratch, partial);
+    return scratch.used();
+  }
+
+  static size_t partial_bytes(const Backward& job) {
+    Bump weights(nullptr), scratch(nullptr), partial(nullptr);
+    Gradient(job, weights, scratch, partial);
+    return partial.used();
+  }
+
+  static void run(const Backward& job, const void* weights, void* scratch, void* partial,
+                  int64_t group) {
+    Bump packed(const_cast<void*>(weights)), bump(scratch), sums(partial);
+    Gradient gradient(job, packed, bump, sums);
+    std::memset(partial, 0, sums.used());
+    const int64_t items = job.clips * job.strips;
+    for (int64_t i = items * group / job.groups; i < items * (group + 1) / job.groups; ++i) {
+      gradient.strip(i / job.strips, i % job.strips);
+    }
+  }
+
+  // Adds the groups' sums in their order and rounds once.
+  static void reduce(const Backward& job, const void* partials) {
+    const Block& block = job.block;
+    const int64_t groups_out = ceil_div(block.out, L);
+    const int64_t stride = int64_t(partial_bytes(job) / sizeof(T));
+    const T* pointwise = static_cast<const T*>(partials);
+    Bump bump(const_cast<void*>(partials));
+    bump.take<T>(block.in * groups_out * L);
+    const T* taps = bump.take<T>(groups_out * Taps<T>::kSize);
+    const auto total = [&](const T* first) {
+      double sum = 0;
+      for (int64_t g = 0; g < job.groups; ++g) sum += double(first[g * stride]);
+      return T(sum);
+    };
+    S* d_pointwise = static_cast<S*>(job.d_pointwise);
+    S* d_time = static_cast<S*>(job.d_time_taps);
+    S* d_freq = static_cast<S*>(job.d_freq_taps);
+    S* d_bias = static_cast<S*>(job.d_bias);
+    for (int64_t c = 0; c < block.out; ++c) {
+      for (int64_t k = 0; k < block.in; ++k) {
+        narrow(total(pointwise + k * groups_out * L + c), d_pointwise[c * block.in + k]);
+      }
+      const T* lane = taps + c / L * Taps<T>::kSize + c % L;
+      narrow(total(lane + 0 * L), d_time[3 * c]);
+      narrow(total(lane + 1 * L), d_freq[3 * c]);
+      narrow(total(lane + 2 * L), d_time[3 * c + 1]);
+      narrow(total(lane + 2 * L), d_freq[3 * c + 1]);
+      narrow(total(lane + 3 * L), d_freq[3 * c + 2]);
+      narrow(total(lane + 4 * L), d_time[3 * c + 2]);
+      narrow(total(lane + 5 * L), d_bias[c]);
+    }
+  }
+
+ private:
+  Gradient(const Backward& job, Bump& weights, Bump& scratch, Bump& partial)
+      : job_(job),
+        groups_(ceil_div(job.block.out, L)),
+        reach_t_(least(job.block.dilation, job.frames)),
+        reach_f_(least(job.block.dilation, job.bins)),
+        planar_(job.x.c != 1 || job.block.in == 1),
+        weights_(place_weights(job, weights)),
+        x_(scratch.take<T>(ceil_div(job.block.in, L) * L * job.bins)),
+        z_(scratch, least(2 * reach_t_ + 1, job.frames), job.block.out, job.bins, job.frames,
+           reach_f_),
+        dy_(scratch, least(2 * reach_t_ + 1, job.frames), job.block.out, job.bins, job.frames,
+            reach_f_),
+        pooled_(scratch.take<T>(groups_ * L * (job.bins / job.block.pool))),
+        dz_(scratch.take<T>(groups_ * L * job.bins)),
+        dx_(scratch.take<T>(ceil_div(job.block.in, L) * L * job.bins)),
+        d_pointwise_(partial.take<T>(job.block.in * groups_ * L)),
+        d_taps_(partial.take<T>(groups_ * Taps<T>::kSize)) {}
+
+  static Weights place_weights(const Backward& job, Bump& bump) {
+    Weights weights;
+    weights.forward = bump.take<T>(Panels<T>::size(job.block.in, job.block.out));
+    weights.taps = bump.take<T>(ceil_div(job.block.out, L) * Taps<T>::kSize);
+    weights.backward = bump.take<T>(Panels<T>::size(job.block.out, job.block.in));
+    return weights;
+  }
+
+  void strip(int64_t n, int64_t index) {
+    n_ = n;
+    own_begin_ = job_.frames * index / job_.strips;
+    own_end_ = job_.frames * (index + 1) / job_.strips;
+    z_.clear();
+    dy_.clear();
+    pooled_row_ = -1;
+    int64_t next_z = most(own_begin_ - 2 * reach_t_, 0), next_dy = most(own_begin_ - reach_t_, 0);
+    for (int64_t t = own_begin_; t < own_end_; ++t) {
+      for (; next_dy < least(t + reach_t_ + 1, job_.frames); ++next_dy) {
+        for (; next_z < least(next_dy + reach_t_ + 1, job_.frames); ++next_z) project_z(next_z);
+        find_dy(next_dy);
+      }
+      find_dz(t);
+      with_x(t, [&](auto x) {
+        correlate(x, job_.block.in, dz_, job_.bins * L, job_.block.out, job_.bins, d_pointwise_);
+      });
+      if (job_.dx.data != nullptr) {
+        project(Blocked<T>{dz_, job_.bins * L}, job_.bins,
+                Panels<T>{weights_.backward, job_.block.out, job_.block.in}, dx_, job_.bins * L);
+        store_blocked<S>(dx_, job_.bins * L, job_.dx, n_, t, job_.block.in, job_.bins);
+      }
+    }
+  }
+
+  template <class F>
+  void with_x(int64_t t, F f) {
+    if (planar_) {
+      load_planar<S>(job_.x, n_, t, job_.block.in, job_.bins, x_);
+      f(Planar<T>{x_, job_.bins});
+    } else {
+      load_blocked<S>(job_.x, n_, t, job_.block.in, job_.bins, x_, job_.bins * L);
+      f(Blocked<T>{x_, job_.bins * L});
+    }
+  }
+
+  void project_z(int64_t t) {
+    with_x(t, [&](auto x) {
+      project(x, job_.bins, Panels<T>{weights_.forward, job_.block.in, job_.block.out}, z_[t],
+              z_.group_stride());
+    });
+  }
+
+  // The gradient before ReLU and pooling, and what it adds to the taps' and the bias's gradients.
+  void find_dy(int64_t t) {
+    const int64_t pool = job_.block.pool, bins_out = job_.bins / pool;
+    T* dy = dy_[t];
+    if (!job_.block.relu) {
+      load_blocked<S>(job_.grad, n_, t, job_.block.out, job_.bins, dy, dy_.group_stride());
+    } else if (t / pool < job_.frames / pool && t / pool != pooled_row_) {
+      pooled_row_ = t / pool;
+      load_blocked<S>(job_.grad, n_, pooled_row_, job_.block.out, bins_out, pooled_, bins_out * L);
+    }
+    const bool used = t / pool < job_.frames / pool;  // else pooling dropped the row
+    const bool own = t >= own_begin_ && t < own_end_;
+    const Vec<T> share = Vec<T>{} + T(1) / T(pool * pool), zero = {};
+    for (int64_t g = 0; g < groups_; ++g) {
+      const Cross<T> z = cross(z_, t, g);
+      T* dy_group = dy + g * dy_.group_stride();
+      if (job_.block.relu) {
+        const Taps<T> taps = Taps<T>::read(weights_.taps + g * Taps<T>::kSize);
+        const T* from = pooled_ + g * bins_out * L;
+        for (int64_t f = 0; f < job_.bins; ++f) {
+          if (!used || f / pool >= bins_out) {
+            store(dy_group + f * L, zero);
+            continue;
+          }
+          const Vec<T> y = taps.apply(z, f * L), full = load(from + f / pool * L) * share;
+          store(dy_group + f * L, y <= zero ? zero : full);
+        }
+      }
+      if (own) add_tap_gradients(z, dy_group, d_taps_ + g * Taps<T>::kSize);
+    }
+  }
+
+  void add_tap_gradients(const Cross<T>& z, const T* dy, T* sums) {
+    Vec<T> up = {}, left = {}, centre = {}, right = {}, down = {}, bias = {};
+    for (int64_t f = 0; f < job_.bins * L; f += L) {
+      const Vec<T> v = load(dy + f);
+      up += v * load(z.up + f);
+      left += v * load(z.middle + f - z.reach);
+      centre += v * load(z.middle + f);
+      right += v * load(z.middle + f + z.reach);
+      down += v * load(z.down + f);
+      bias += v;
+    }
+    for (const Vec<T>& sum : {up, left, centre, right, down, bias}) {
+      store(sums, load(sums) + sum);
+      sums += L;
+    }
+  }
+
+  void find_dz(int64_t t) {
+    for (int64_t g = 0; g < groups_; ++g) {
+      const Taps<T> taps = Taps<T>::read(weights_.taps + g * Taps<T>::kSize).flipped();
+      const Cross<T> dy = cross(dy_, t, g);
+      pooled_cross<T, 1, false>(taps, &dy, 1, job_.bins, dz_ + g * job_.bins * L);
+    }
+  }
+
+  Cross<T> cross(const Ring<T>& ring, int64_t t, int64_t group) const {
+    const int64_t offset = group * ring.group_stride();
+    return {ring[t - reach_t_] + offset, ring[t] + offset, ring[t + reach_t_] + offset,
+            reach_f_ * L};
+  }
+
+  const Backward& job_;
+  int64_t groups_, reach_t_, reach_f_;
+  bool planar_;
+  Weights weights_;
+  T* x_;
+  Ring<T> z_, dy_;
+  T *pooled_, *dz_, *dx_;
+  T *d_pointwise_, *d_taps_;  // sums: [in][groups][L], and laid out as Taps
+  int64_t n_ = 0, own_begin_ = 0, own_end_ = 0, pooled_row_ = -1;
+};
+
+}  // namespace fastsep::FASTSEP_ISA

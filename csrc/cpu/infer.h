@@ -1,0 +1,201 @@
+// The inference sweep: clips stream through all blocks depth first along time. A row of input is
+// projected into the first block's ring of z rows; as soon as a pooled row can be finished it is
+// passed on to the next block, so that no map between blocks is ever written to memory.
+#pragma once
+
+namespace fastsep::FASTSEP_ISA {
+
+template <class S>
+class Inference {
+  using T = Compute<S>;
+  static constexpr int64_t L = kLanes<T>;
+
+  struct Stage {
+    Block block;
+    int64_t frames, bins, frames_out, bins_out;
+    int64_t reach_t, reach_f;  // dilation, but never past the map
+    Panels<T> weights;
+    const T* taps;
+    Ring<T> z;
+    T* y;                // the finished row, blocked, no padding
+    Cross<T>* window;    // the crosses of one pooled row
+    int64_t begin, end;  // input rows of this strip
+    int64_t next, stop;  // pooled rows of this strip
+  };
+
+ public:
+  static size_t weights_bytes(const Forward& job) {
+    Bump bump(nullptr);
+    for (int64_t i = 0; i < job.num_blocks; ++i) place_weights(job.blocks[i], bump);
+    return bump.used();
+  }
+
+  static void pack(const Forward& job, void* buffer) {
+    Bump bump(buffer);
+    for (int64_t i = 0; i < job.num_blocks; ++i) {
+      const Block& block = job.blocks[i];
+      auto [panels, taps] = place_weights(block, bump);
+      const S* p = static_cast<const S*>(block.pointwise);
+      Panels<T>::pack(block.in, block.out, panels,
+                      [&](int64_t o, int64_t k) { return widen(p[o * block.in + k]); });
+      Taps<T>::template pack<S>(block, taps);
+    }
+  }
+
+  static size_t scratch_bytes(const Forward& job) {
+    Bump weights(nullptr), scratch(nullptr);
+    Inference(job, weights, scratch);
+    return scratch.used();
+  }
+
+  static void run(const Forward& job, const void* weights, void* scratch, int64_t item) {
+    Bump packed(const_cast<void*>(weights)), bump(scratch);
+    Inference(job, packed, bump).strip(item / job.strips, item % job.strips);
+  }
+
+ private:
+  Inference(const Forward& job, Bump& weights, Bump& scratch) : job_(job) {
+    stages_ = scratch.take<Stage>(job.num_blocks);
+    int64_t frames = job.frames, bins = job.bins;
+    x_ = scratch.take<T>(ceil_div(job.blocks[0].in, L) * L * bins);
+    for (int64_t i = 0; i < job.num_blocks; ++i) {
+      const Block& block = job.blocks[i];
+      const int64_t reach_t = least(block.dilation, frames), reach_f = least(block.dilation, bins);
+      const int64_t rows = least(block.pool + 2 * reach_t, frames);
+      auto [panels, taps] = place_weights(block, weights);
+      Ring<T> z(scratch, rows, block.out, bins, frames, reach_f);
+      T* y = scratch.take<T>(ceil_div(block.out, L) * L * (bins / block.pool));
+      Cross<T>* window = scratch.take<Cross<T>>(block.pool);
+      const int64_t frames_out = frames / block.pool, bins_out = bins / block.pool;
+      if (stages_ != nullptr) {
+        stages_[i] = {block,    frames,  bins,    frames_out,
+                      bins_out, reach_t, reach_f, Panels<T>{panels, block.in, block.out},
+                      taps,     z,       y,       window,
+                      0,        0,       0,       0};
+      }
+      frames = frames_out;
+      bins = bins_out;
+    }
+  }
+
+  static std::pair<T*, T*> place_weights(const Block& block, Bump& bump) {
+    T* panels = bump.take<T>(Panels<T>::size(block.in, block.out));
+    return {panels, bump.take<T>(ceil_div(block.out, L) * Taps<T>::kSize)};
+  }
+
+  // The rows that a strip of the last block's output needs, block by block backwards.
+  void plan(int64_t strip) {
+    Stage& last = stages_[job_.num_blocks - 1];
+    int64_t first = last.frames_out * strip / job_.strips;
+    int64_t stop = last.frames_out * (strip + 1) / job_.strips;
+    for (int64_t i = job_.num_blocks - 1; i >= 0; --i) {
+      Stage& stage = stages_[i];
+      stage.next = first;
+      stage.stop = stop;
+      stage.begin = most(first * stage.block.pool - stage.reach_t, 0);
+      stage.end = least(stop * stage.block.pool + stage.reach_t, stage.frames);
+      first = stage.begin;
+      stop = stage.end;
+    }
+  }
+
+  void strip(int64_t n, int64_t index) {
+    plan(index);
+    for (int64_t i = 0; i < job_.num_blocks; ++i) stages_[i].z.clear();
+    const Stage& first = stages_[0];
+    const bool planar = job_.x.c != 1 || first.block.in == 1;
+    for (int64_t t = first.begin; t < first.end; ++t) {
+      if (planar) {
+        load_planar<S>(job_.x, n, t, first.block.in, job_.bins, x_);
+        prepare(n, t, [&](int64_t f, int64_t c) -> T& { return x_[c * job_.bins + f]; });
+        push(0, n, t, Planar<T>{x_, job_.bins});
+      } else {
+        load_blocked<S>(job_.x, n, t, first.block.in, job_.bins, x_, job_.bins * L);
+        prepare(n, t, [&](int64_t f, int64_t c) -> T& {
+          return x_[(c / L * job_.bins + f) * L + c % L];
+        });
+        push(0, n, t, Blocked<T>{x_, job_.bins * L});
+      }
+    }
+  }
+
+  // The per-bin affine, then the stripes: masked values become 0 whatever they were.
+  template <class Element>
+  void prepare(int64_t n, int64_t t, Element element) {
+    const int64_t channels = job_.blocks[0].in;
+    if (job_.scale != nullptr) {
+      const S* scale = static_cast<const S*>(job_.scale);
+      const S* shift = static_cast<const S*>(job_.shift);
+      for (int64_t c = 0; c < channels; ++c) {
+        for (int64_t f = 0; f < job_.bins; ++f) {
+          element(f, c) = element(f, c) * widen(scale[f]) + widen(shift[f]);
+        }
+      }
+    }
+    for (int64_t s = 0; s < job_.num_stripes; ++s) {
+      const int32_t* stripe = job_.stripes + (n * job_.num_stripes + s) * 3;
+      int64_t start = most(stripe[1], 0), stop = stripe[2];
+      if (stripe[0] == 0) {
+        if (t < start || t >= stop) continue;
+        start = 0;
+        stop = job_.bins;
+      } else if (stripe[0] != 1) {
+        continue;
+      }
+      for (int64_t c = 0; c < channels; ++c) {
+        for (int64_t f = start; f < least(stop, job_.bins); ++f) element(f, c) = 0;
+      }
+    }
+  }
+
+  template <class Row>
+  void push(int64_t index, int64_t n, int64_t t, Row row) {
+    Stage& stage = stages_[index];
+    project(row, stage.bins, stage.weights, stage.z[t], stage.z.group_stride());
+    const int64_t pool = stage.block.pool;
+    while (stage.next < stage.stop &&
+           least(stage.next * pool + pool - 1 + stage.reach_t, stage.frames - 1) <= t) {
+      const int64_t q = stage.next++;
+      finish(stage, q);
+      const int64_t stride = stage.bins_out * L;
+      if (index + 1 < job_.num_blocks) {
+        push(index + 1, n, q, Blocked<T>{stage.y, stride});
+      } else {
+        store_blocked<S>(stage.y, stride, job_.y, n, q, stage.block.out, stage.bins_out);
+      }
+    }
+  }
+
+  void finish(const Stage& stage, int64_t q) {
+    const int64_t pool = stage.block.pool, d = stage.reach_t;
+    const int64_t z_stride = stage.z.group_stride(), y_stride = stage.bins_out * L;
+    for (int64_t i = 0; i < pool; ++i) {
+      const int64_t t = q * pool + i;
+      stage.window[i] = {stage.z[t - d], stage.z[t], stage.z[t + d], stage.reach_f * L};
+    }
+    for (int64_t g = 0; g < ceil_div(stage.block.out, L); ++g) {
+      const Taps<T> taps = Taps<T>::read(stage.taps + g * Taps<T>::kSize);
+      T* y = stage.y + g * y_stride;
+      if (!stage.block.relu) {
+        pooled_cross<T, 1, false>(taps, stage.window, 1, stage.bins_out, y);
+      } else if (pool == 1) {
+        pooled_cross<T, 1, true>(taps, stage.window, 1, stage.bins_out, y);
+      } else if (pool == 2) {
+        pooled_cross<T, 2, true>(taps, stage.window, 2, stage.bins_out, y);
+      } else {
+        pooled_cross<T, 0, true>(taps, stage.window, pool, stage.bins_out, y);
+      }
+      for (int64_t i = 0; i < pool; ++i) {
+        stage.window[i].up += z_stride;
+        stage.window[i].middle += z_stride;
+        stage.window[i].down += z_stride;
+      }
+    }
+  }
+
+  const Forward& job_;
+  Stage* stages_;
+  T* x_;
+};
+
+}  // namespace fastsep::FASTSEP_ISA

@@ -1,0 +1,122 @@
+// The one matrix product: tiles of M scalars by NV vectors, accumulated in registers.
+//
+//   project    z[f, c] = sum_k x[f, k] w[k, c]      positions by channels, reduced over channels
+//   correlate  s[k, c] += sum_f x[f, k] g[f, c]     channels by channels, reduced over positions
+#pragma once
+
+namespace fastsep::FASTSEP_ISA {
+
+constexpr int kTileRows = 6;  // with kTileVectors this fills the registers of each instruction set
+constexpr int kTileVectors = FASTSEP_VECTOR_BYTES == 64 ? 4 : 2;
+
+template <class T, int M, int NV>
+struct Tile {
+  Vec<T> sum[M][NV] = {};
+
+  template <class Scalar>
+  FASTSEP_INLINE void add(Scalar scalar, const T* vectors, int64_t stride) {
+    Vec<T> v[NV];
+#pragma GCC unroll 4
+    for (int j = 0; j < NV; ++j) v[j] = load(vectors + j * stride);
+#pragma GCC unroll 6
+    for (int i = 0; i < M; ++i) {
+      const T s = scalar(i);
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) sum[i][j] += s * v[j];
+    }
+  }
+};
+
+// Calls f with a compile-time count, 1 to limit.
+template <int limit, class F>
+FASTSEP_INLINE void with_count(int64_t count, F f) {
+  if constexpr (limit > 1) {
+    if (count < limit) return with_count<limit - 1>(count, f);
+  }
+  f(std::integral_constant<int, limit>());
+}
+
+// Weights (out, in) packed as panels of up to kTileVectors vectors of output channels: [in][NV][L].
+template <class T>
+struct Panels {
+  const T* base;
+  int64_t in, out;
+
+  static int64_t size(int64_t in, int64_t out) { return in * ceil_div(out, kLanes<T>) * kLanes<T>; }
+
+  // element(o, i) is the weight from input channel i to output channel o.
+  template <class Element>
+  static void pack(int64_t in, int64_t out, T* to, Element element) {
+    constexpr int64_t L = kLanes<T>, panel = kTileVectors * L;
+    for (int64_t first = 0; first < out; first += panel) {
+      const int64_t width = least(panel, ceil_div(out - first, L) * L);
+      for (int64_t i = 0; i < in; ++i) {
+        for (int64_t o = first; o < first + width; ++o) *to++ = o < out ? element(o, i) : T(0);
+      }
+    }
+  }
+};
+
+template <class T, class Row>
+void project(Row x, int64_t bins, Panels<T> weights, T* z, int64_t group_stride) {
+  constexpr int64_t L = kLanes<T>;
+  const T* panel = weights.base;
+  int64_t groups = ceil_div(weights.out, L);
+  while (groups > 0) {
+    const int64_t width = least(kTileVectors, groups);
+    with_count<kTileVectors>(width, [&](auto nv) {
+      constexpr int NV = decltype(nv)::value;
+      for (int64_t f = 0; f < bins; f += kTileRows) {
+        with_count<kTileRows>(least(kTileRows, bins - f), [&](auto m) {
+          constexpr int M = decltype(m)::value;
+          Tile<T, M, NV> tile;
+          const Row tile_x = x.from(f);
+          for (int64_t k = 0; k < weights.in; ++k) {
+            tile.add([&](int i) { return tile_x.at(i, k); }, panel + k * NV * L, L);
+          }
+#pragma GCC unroll 4
+          for (int j = 0; j < NV; ++j) {
+#pragma GCC unroll 6
+            for (int i = 0; i < M; ++i) store(z + j * group_stride + (f + i) * L, tile.sum[i][j]);
+          }
+        });
+      }
+    });
+    panel += weights.in * width * L;
+    z += width * group_stride;
+    groups -= width;
+  }
+}
+
+// sums: [in][groups of out][L]; g: blocked row of `out` channels.
+template <class T, class Row>
+void correlate(Row x, int64_t in, const T* g, int64_t group_stride, int64_t out, int64_t bins,
+               T* sums) {
+  constexpr int64_t L = kLanes<T>;
+  const int64_t groups = ceil_div(out, L);
+  for (int64_t j = 0; j < groups; j += kTileVectors) {
+    with_count<kTileVectors>(least(kTileVectors, groups - j), [&](auto nv) {
+      constexpr int NV = decltype(nv)::value;
+      for (int64_t k = 0; k < in; k += kTileRows) {
+        with_count<kTileRows>(least(kTileRows, in - k), [&](auto m) {
+          constexpr int M = decltype(m)::value;
+          Tile<T, M, NV> tile;
+          for (int64_t f = 0; f < bins; ++f) {
+            tile.add([&](int i) { return x.at(f, k + i); }, g + j * group_stride + f * L,
+                     group_stride);
+          }
+#pragma GCC unroll 6
+          for (int i = 0; i < M; ++i) {
+#pragma GCC unroll 4
+            for (int n = 0; n < NV; ++n) {
+              T* to = sums + ((k + i) * groups + j + n) * L;
+              store(to, load<T>(to) + tile.sum[i][n]);
+            }
+          }
+        });
+      }
+    });
+  }
+}
+
+}  // namespace fastsep::FASTSEP_ISA

@@ -1,0 +1,103 @@
+// Rows: one time frame of a map, in a layout the sweeps compute on.
+//
+//   planar   [C][F]              as a contiguous tensor has it; only ever read by scalars
+//   blocked  [C / L][F + pad][L] lanes are L neighbouring channels; what every kernel writes
+#pragma once
+
+namespace fastsep::FASTSEP_ISA {
+
+// Element (position, channel) of a row, for the products that read it scalar by scalar.
+template <class T>
+struct Planar {
+  const T* base;
+  int64_t channel_stride;
+  FASTSEP_INLINE T at(int64_t position, int64_t channel) const {
+    return base[channel * channel_stride + position];
+  }
+  FASTSEP_INLINE Planar from(int64_t position) const { return {base + position, channel_stride}; }
+};
+
+template <class T>
+struct Blocked {
+  const T* base;
+  int64_t group_stride;
+  FASTSEP_INLINE T at(int64_t position, int64_t channel) const {
+    constexpr int64_t L = kLanes<T>;
+    return base[channel / L * group_stride + position * L + channel % L];
+  }
+  FASTSEP_INLINE Blocked from(int64_t position) const {
+    return {base + position * kLanes<T>, group_stride};
+  }
+};
+
+// Row (n, t) of a tensor.
+template <class S>
+FASTSEP_INLINE S* row_of(const Map& map, int64_t n, int64_t t) {
+  return static_cast<S*>(map.data) + n * map.n + t * map.t;
+}
+
+template <class S, class T = Compute<S>>
+void load_planar(const Map& map, int64_t n, int64_t t, int64_t channels, int64_t bins, T* row) {
+  const S* source = row_of<S>(map, n, t);
+  for (int64_t c = 0; c < channels; ++c) {
+    const S* channel = source + c * map.c;
+    T* to = row + c * bins;
+    if (map.f == 1) {
+      for (int64_t f = 0; f < bins; ++f) to[f] = widen(channel[f]);
+    } else {
+      for (int64_t f = 0; f < bins; ++f) to[f] = widen(channel[f * map.f]);
+    }
+  }
+}
+
+// Lanes beyond the last channel become 0.
+template <class S, class T = Compute<S>>
+void load_blocked(const Map& map, int64_t n, int64_t t, int64_t channels, int64_t bins, T* row,
+                  int64_t group_stride) {
+  constexpr int64_t L = kLanes<T>;
+  const S* source = row_of<S>(map, n, t);
+  for (int64_t c = 0; c < channels; c += L, row += group_stride, source += L * map.c) {
+    const int64_t lanes = least(L, channels - c);
+    int64_t f = 0;
+    if (map.f == 1 && lanes == L) {
+      for (; f + L <= bins; f += L) {
+        Vec<T> square[L];
+        for (int64_t l = 0; l < L; ++l) square[l] = load_as<S>(source + l * map.c + f);
+        transpose<T>(square);
+        for (int64_t i = 0; i < L; ++i) store(row + (f + i) * L, square[i]);
+      }
+    }
+    for (; map.c == 1 && lanes == L && f < bins; ++f)
+      store(row + f * L, load_as<S>(source + f * map.f));
+    for (; f < bins; ++f) {
+      for (int64_t l = 0; l < lanes; ++l) row[f * L + l] = widen(source[l * map.c + f * map.f]);
+      for (int64_t l = lanes; l < L; ++l) row[f * L + l] = 0;
+    }
+  }
+}
+
+template <class S, class T = Compute<S>>
+void store_blocked(const T* row, int64_t group_stride, const Map& map, int64_t n, int64_t t,
+                   int64_t channels, int64_t bins) {
+  constexpr int64_t L = kLanes<T>;
+  S* target = row_of<S>(map, n, t);
+  for (int64_t c = 0; c < channels; c += L, row += group_stride, target += L * map.c) {
+    const int64_t lanes = least(L, channels - c);
+    int64_t f = 0;
+    if (map.f == 1) {
+      for (; f + L <= bins; f += L) {
+        Vec<T> square[L];
+        for (int64_t i = 0; i < L; ++i) square[i] = load(row + (f + i) * L);
+        transpose<T>(square);
+        for (int64_t l = 0; l < lanes; ++l) store_as<S>(target + l * map.c + f, square[l]);
+      }
+    }
+    for (; map.c == 1 && lanes == L && f < bins; ++f)
+      store_as<S>(target + f * map.f, load(row + f * L));
+    for (; f < bins; ++f) {
+      for (int64_t l = 0; l < lanes; ++l) narrow(row[f * L + l], target[l * map.c + f * map.f]);
+    }
+  }
+}
+
+}  // namespace fastsep::FASTSEP_ISA

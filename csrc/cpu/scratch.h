@@ -1,0 +1,51 @@
+// A bump allocator over one buffer, and the rows that the sweeps keep in it.
+#pragma once
+
+namespace fastsep::FASTSEP_ISA {
+
+// Run once with a null base to measure, once over the buffer to hand it out.
+class Bump {
+ public:
+  explicit Bump(void* base) : base_(static_cast<char*>(base)) {}
+
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
+    used_ += ceil_div(count * int64_t(sizeof(T)), 64) * 64;
+    return piece;
+  }
+
+  size_t used() const { return size_t(used_); }
+
+ private:
+  char* base_;
+  int64_t used_ = 0;
+};
+
+// The last rows of a map in the blocked layout, with `pad` zero positions at both ends of each row
+// and a zero row for times outside the map. Row t replaces row t - size().
+template <class T>
+class Ring {
+ public:
+  Ring(Bump& bump, int64_t rows, int64_t channels, int64_t bins, int64_t frames, int64_t pad)
+      : rows_(most(rows, 1)), frames_(frames), pad_(pad), stride_((bins + 2 * pad) * kLanes<T>) {
+    row_size_ = ceil_div(channels, kLanes<T>) * stride_;
+    base_ = bump.take<T>((rows_ + 1) * row_size_);
+  }
+
+  void clear() { std::memset(base_, 0, size_t((rows_ + 1) * row_size_) * sizeof(T)); }
+
+  int64_t group_stride() const { return stride_; }
+
+  // Position 0 of row t.
+  T* operator[](int64_t t) const {
+    const int64_t slot = t < 0 || t >= frames_ ? rows_ : t % rows_;
+    return base_ + slot * row_size_ + pad_ * kLanes<T>;
+  }
+
+ private:
+  int64_t rows_, frames_, pad_, stride_, row_size_;
+  T* base_;
+};
+
+}  // namespace fastsep::FASTSEP_ISA

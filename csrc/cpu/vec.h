@@ -1,0 +1,62 @@
+// Vectors of the compiler's own (GCC and Clang), as wide as the instruction set being compiled.
+#pragma once
+
+namespace fastsep::FASTSEP_ISA {
+
+#define FASTSEP_INLINE inline __attribute__((always_inline))
+
+template <class T>
+struct VecOf {
+  typedef T type __attribute__((vector_size(FASTSEP_VECTOR_BYTES)));
+  typedef T unaligned __attribute__((vector_size(FASTSEP_VECTOR_BYTES), aligned(sizeof(T))));
+};
+template <class T>
+using Vec = typename VecOf<T>::type;
+
+template <class T>
+constexpr int64_t kLanes = FASTSEP_VECTOR_BYTES / sizeof(T);
+
+template <class T>
+FASTSEP_INLINE Vec<T> load(const T* p) {
+  return *reinterpret_cast<const Vec<T>*>(p);
+}
+
+template <class T>
+FASTSEP_INLINE void store(T* p, Vec<T> v) {
+  *reinterpret_cast<Vec<T>*>(p) = v;
+}
+
+// Keeps NaN: a comparison with it is false.
+template <class T>
+FASTSEP_INLINE Vec<T> relu(Vec<T> v) {
+  const Vec<T> zero = {};
+  return v < zero ? zero : v;
+}
+
+// Lanes a0 b0 a1 b1 ... of the first (half = 0) or second halves of a and b.
+template <int half, class V, class Index, Index... i>
+FASTSEP_INLINE V interleave(V a, V b, std::integer_sequence<Index, i...>) {
+  constexpr int lanes = sizeof...(i);
+  return __builtin_shufflevector(a, b, (half * lanes / 2 + i / 2 + (i % 2) * lanes)...);
+}
+
+// Transposes a square of vectors by log2(lanes) perfect shuffles.
+template <class T>
+FASTSEP_INLINE void transpose(Vec<T>* rows) {
+  constexpr int lanes = kLanes<T>;
+  const auto all = std::make_integer_sequence<int, lanes>();
+  for (int step = 1; step < lanes; step *= 2) {
+    Vec<T> next[lanes];
+    for (int i = 0; i < lanes / 2; ++i) {
+      next[2 * i] = interleave<0>(rows[i], rows[i + lanes / 2], all);
+      next[2 * i + 1] = interleave<1>(rows[i], rows[i + lanes / 2], all);
+    }
+    for (int i = 0; i < lanes; ++i) rows[i] = next[i];
+  }
+}
+
+FASTSEP_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+FASTSEP_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+FASTSEP_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace fastsep::FASTSEP_ISA

@@ -1,0 +1,37 @@
+"""Fused kernels for the separable convolutions of low-complexity audio CNNs.
+
+    y = time_taps * (pointwise @ x) + freq_taps * (pointwise @ x)
+
+The layers in `fastsep.modules` train and run anywhere PyTorch does; `fuse` puts them into a model
+you already have, `backends` says what runs here and why.
+"""
+
+from fastsep.backends import BackendStatus, backends, use_backend
+from fastsep.folding import fold_batchnorm
+from fastsep.functional import (
+    BlockParameters,
+    sep_conv2d,
+    sep_conv2d_block,
+    sep_conv2d_stack,
+)
+from fastsep.fuse import FuseReport, fuse, unfuse
+from fastsep.modules import SepConv2d, SepConvBlock, SepConvStack
+from fastsep.version import __version__
+
+__all__ = [
+    "BackendStatus",
+    "BlockParameters",
+    "FuseReport",
+    "SepConv2d",
+    "SepConvBlock",
+    "SepConvStack",
+    "__version__",
+    "backends",
+    "fold_batchnorm",
+    "fuse",
+    "sep_conv2d",
+    "sep_conv2d_block",
+    "sep_conv2d_stack",
+    "unfuse",
+    "use_backend",
+]

@@ -1,0 +1,131 @@
+"""Which kernels can run here, and which one a call uses."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+_PACKAGE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """available: whether calls can use it here; detail: what it is, or why it cannot run."""
+
+    available: bool
+    detail: str
+
+
+def _load(library: str) -> str | None:
+    """Loads a compiled library of the package; returns why it could not, or None."""
+    path = _PACKAGE / f"{library}.abi3.so"
+    if not path.exists():
+        return f"{path.name} was not built: run `pip install .` with a C++ compiler"
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        return f"{path.name} does not load: {error}"
+    return None
+
+
+_cpu_missing = _load("_cpu")
+if os.environ.get("FASTSEP_CPU_ISA") and _cpu_missing is None:
+    torch.ops.fastsep_cpu.set_isa(os.environ["FASTSEP_CPU_ISA"])
+
+
+def _cpu() -> BackendStatus:
+    if _cpu_missing is not None:
+        return BackendStatus(False, _cpu_missing)
+    isa = torch.ops.fastsep_cpu.isa()
+    runs = ", ".join(torch.ops.fastsep_cpu.supported_isas())
+    return BackendStatus(True, f"C++ for {isa}; this machine runs {runs} (FASTSEP_CPU_ISA chooses)")
+
+
+def _triton() -> BackendStatus:
+    return BackendStatus(False, "there are no Triton kernels in this version")
+
+
+@cache
+def _cuda() -> BackendStatus:
+    if not torch.cuda.is_available():
+        return BackendStatus(False, "PyTorch sees no CUDA device")
+    missing = _load("_cuda")  # only now: it needs the CUDA runtime that a CPU-only torch lacks
+    if missing is not None:
+        return BackendStatus(False, missing)
+    return BackendStatus(True, "CUDA C++, inference only, compiled but never run by us")
+
+
+def _reference() -> BackendStatus:
+    return BackendStatus(True, "plain PyTorch, any device")
+
+
+_STATUS: dict[str, Callable[[], BackendStatus]] = {
+    "cpu": _cpu,
+    "triton": _triton,
+    "cuda": _cuda,
+    "reference": _reference,
+}
+
+
+def backends() -> dict[str, BackendStatus]:
+    """What can run on this machine and, for what cannot, why."""
+    return {name: status() for name, status in _STATUS.items()}
+
+
+def _checked(name: str | None, source: str) -> str | None:
+    if name is None:
+        return None
+    if name not in _STATUS:
+        raise ValueError(
+            f"{source}: there is no backend {name!r}; choose from {', '.join(_STATUS)}"
+        )
+    status = _STATUS[name]()
+    if not status.available:
+        raise RuntimeError(f"{source}: backend {name!r} cannot run here: {status.detail}")
+    return name
+
+
+_forced: str | None = _checked(os.environ.get("FASTSEP_BACKEND") or None, "FASTSEP_BACKEND")
+
+
+class use_backend:
+    """Makes every call use one backend: from here on, or inside a `with` block.
+
+    name: "cpu", "triton", "cuda", "reference", or None to choose by the tensors' device again.
+    Holds for the whole process. Raises ValueError for an unknown name and RuntimeError for a
+    backend that cannot run here.
+    """
+
+    def __init__(self, name: str | None) -> None:
+        global _forced
+        self._previous = _forced
+        _forced = _checked(name, "use_backend")
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        global _forced
+        _forced = self._previous
+
+
+def select(device: torch.device) -> str:
+    """The backend for tensors on `device`; ValueError when the forced one does not take them."""
+    if _forced is None:
+        return "cpu" if device.type == "cpu" and _cpu_missing is None else "reference"
+    needs = {"cpu": "cpu", "triton": "cuda", "cuda": "cuda"}.get(_forced, device.type)
+    if device.type != needs:
+        raise ValueError(
+            f"backend {_forced!r} is forced but takes {needs} tensors, got one on {device}; "
+            "call use_backend(None) to choose by device"
+        )
+    return _forced

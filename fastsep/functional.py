@@ -1,0 +1,205 @@
+"""What users call: arguments checked, backend chosen, operator run.
+
+All functions are differentiable once in every floating argument, deterministic, and never return a
+view of an input. float16 and bfloat16 accumulate in float32 and round once. Under autocast the
+arguments are cast as a convolution's are.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.amp.autocast_mode import _cast
+
+from fastsep import reference
+from fastsep.backends import select
+from fastsep.ops import ops
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class BlockParameters(NamedTuple):
+    """One block of a stack: pointwise (Cout, Cin), taps (Cout, 3), bias (Cout,), geometry."""
+
+    pointwise: Tensor
+    time_taps: Tensor
+    freq_taps: Tensor
+    bias: Tensor
+    dilation: int = 2
+    pool: int = 2
+
+
+def sep_conv2d(
+    x: Tensor,
+    pointwise: Tensor,
+    time_taps: Tensor,
+    freq_taps: Tensor,
+    bias: Tensor | None = None,
+    *,
+    dilation: int = 2,
+) -> Tensor:
+    """1x1 convolution followed by the sum of a dilated 3x1 and a dilated 1x3 depthwise convolution.
+
+        z = pointwise x
+        y[c, t, f] = sum_k time_taps[c, k] z[c, t + dilation (k - 1), f]
+                   + sum_k freq_taps[c, k] z[c, t, f + dilation (k - 1)] + bias[c]
+
+    z counts as 0 outside the map, so T and F are kept.
+
+    Args:
+        x: (N, Cin, T, F) float32, float64, bfloat16 or float16, any strides, any size including 0.
+        pointwise: (Cout, Cin), of x's dtype and device as are all weights.
+        time_taps, freq_taps: (Cout, 3).
+        bias: (Cout,) or None.
+        dilation: distance between taps in frames and in bins, at least 1.
+
+    Returns:
+        (N, Cout, T, F); channels_last when x is.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit together, by name.
+
+    Source: DCASE 2021 Task 1A report of Puy, Jain and Bursuc, section 2.
+    """
+    _check_input(x)
+    _check_block(x, x.shape[1], "", pointwise, time_taps, freq_taps, bias, dilation)
+    if select(x.device) == "reference":
+        return _plain(reference.sep_conv2d, x, pointwise, time_taps, freq_taps, bias, dilation)
+    return ops.sep_conv2d(x, pointwise, time_taps, freq_taps, bias, dilation)
+
+
+def sep_conv2d_block(
+    x: Tensor,
+    pointwise: Tensor,
+    time_taps: Tensor,
+    freq_taps: Tensor,
+    bias: Tensor,
+    *,
+    dilation: int = 2,
+    pool: int = 2,
+) -> Tensor:
+    """`sep_conv2d` with bias, then ReLU, then pool x pool average pooling, in one pass.
+
+    Args: as `sep_conv2d`; pool: side and stride of the pooling window, at least 1. Rows and columns
+    that do not fill a window are dropped.
+
+    Returns:
+        (N, Cout, T // pool, F // pool); channels_last when x is.
+    """
+    _check_input(x)
+    _check_block(x, x.shape[1], "", pointwise, time_taps, freq_taps, bias, dilation, pool)
+    if select(x.device) == "reference":
+        return _plain(reference.sep_conv2d_block, x, pointwise, time_taps, freq_taps, bias,
+                      dilation, pool)  # fmt: skip
+    return ops.sep_conv2d_block(x, pointwise, time_taps, freq_taps, bias, dilation, pool)
+
+
+def sep_conv2d_stack(
+    x: Tensor,
+    blocks: Sequence[BlockParameters],
+    *,
+    affine: tuple[Tensor, Tensor] | None = None,
+    stripes: Tensor | None = None,
+) -> Tensor:
+    """Consecutive blocks as one streaming pass that keeps the maps between them in cache.
+
+    Args:
+        x: (N, C, T, F), as for `sep_conv2d`.
+        blocks: at least one; each as the arguments of `sep_conv2d_block`.
+        affine: per-bin (scale, shift), each (F,): the first block sees `scale * x + shift`.
+        stripes: integers (N, S, 3) of (axis, start, stop), applied after the affine: positions
+            start <= p < stop along axis 0 (time) or 1 (frequency) become 0.
+
+    Returns:
+        (N, Cout of the last block, T', F') with T' = T // pool // pool ... over the blocks.
+    """
+    _check_input(x)
+    if not blocks:
+        raise ValueError("blocks is empty: a stack needs at least one block")
+    blocks = [BlockParameters(*block) for block in blocks]
+    channels = x.shape[1]
+    for i, block in enumerate(blocks):
+        _check_block(x, channels, f"blocks[{i}].", *block)
+        channels = block.pointwise.shape[0]
+    scale, shift = affine if affine is not None else (None, None)
+    if affine is not None:
+        _check_weight(x, "affine scale", affine[0], (x.shape[3],), "(F,)")
+        _check_weight(x, "affine shift", affine[1], (x.shape[3],), "(F,)")
+    if stripes is not None:
+        stripes = _checked_stripes(x, stripes)
+    if select(x.device) == "cpu":
+        columns = [list(column) for column in zip(*blocks, strict=True)]
+        return ops.sep_conv2d_stack(x, *columns, scale, shift, stripes)
+    y = reference.load(x, scale, shift, stripes)
+    for block in blocks:
+        y = sep_conv2d_block(y, *block[:4], dilation=block.dilation, pool=block.pool)
+    return y
+
+
+def _plain(function: Callable[..., Tensor], *args: Tensor | int | None) -> Tensor:
+    """The reference, which under autocast must round where the kernels do and nowhere else."""
+    device_type = next(a for a in args if isinstance(a, Tensor)).device.type
+    if torch.is_autocast_enabled(device_type):
+        args = _cast(args, device_type, torch.get_autocast_dtype(device_type))
+    with torch.autocast(device_type, enabled=False):
+        return function(*args)
+
+
+def _check_input(x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    if x.dim() != 4:
+        raise ValueError(f"x must have 4 dimensions (N, C, T, F), got shape {tuple(x.shape)}")
+    if x.dtype not in _DTYPES:
+        raise TypeError(f"x must be float32, float64, bfloat16 or float16, got {x.dtype}")
+
+
+def _check_block(
+    x: Tensor,
+    channels: int,
+    where: str,
+    pointwise: Tensor,
+    time_taps: Tensor,
+    freq_taps: Tensor,
+    bias: Tensor | None,
+    dilation: int,
+    pool: int = 1,
+) -> None:
+    if not isinstance(pointwise, Tensor) or pointwise.dim() != 2:
+        got = tuple(pointwise.shape) if isinstance(pointwise, Tensor) else type(pointwise).__name__
+        raise ValueError(f"{where}pointwise must be a tensor of shape (Cout, Cin), got {got}")
+    out = pointwise.shape[0]
+    _check_weight(x, f"{where}pointwise", pointwise, (out, channels), "(Cout, Cin)")
+    _check_weight(x, f"{where}time_taps", time_taps, (out, 3), "(Cout, 3)")
+    _check_weight(x, f"{where}freq_taps", freq_taps, (out, 3), "(Cout, 3)")
+    if bias is not None:
+        _check_weight(x, f"{where}bias", bias, (out,), "(Cout,)")
+    for name, value in (("dilation", dilation), ("pool", pool)):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{where}{name} must be an int, got {type(value).__name__}")
+        if value < 1:
+            raise ValueError(f"{where}{name} must be at least 1, got {value}")
+
+
+def _check_weight(x: Tensor, name: str, w: Tensor, shape: tuple[int, ...], meaning: str) -> None:
+    if not isinstance(w, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(w).__name__}")
+    if tuple(w.shape) != shape:
+        raise ValueError(f"{name} must be {meaning} = {shape} here, got {tuple(w.shape)}")
+    if w.device != x.device:
+        raise ValueError(f"{name} is on {w.device} but x is on {x.device}: move one to the other")
+    if w.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"{name} is {w.dtype} but x is {x.dtype}: convert one to the other")
+
+
+def _checked_stripes(x: Tensor, stripes: Tensor) -> Tensor:
+    if stripes.dim() != 3 or stripes.shape[0] != x.shape[0] or stripes.shape[2] != 3:
+        raise ValueError(
+            f"stripes must be (N, S, 3) = ({x.shape[0]}, S, 3) here, got {tuple(stripes.shape)}"
+        )
+    if stripes.is_floating_point() or stripes.is_complex() or stripes.dtype == torch.bool:
+        raise TypeError(f"stripes must hold integers, got {stripes.dtype}")
+    if stripes.device != x.device:
+        raise ValueError(f"stripes is on {stripes.device} but x is on {x.device}")
+    return stripes.to(torch.int32)

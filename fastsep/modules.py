@@ -1,0 +1,136 @@
+"""Layers: drop-in modules that train with batch norm and run folded in eval mode."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from fastsep.folding import FoldCache, fold
+from fastsep.functional import BlockParameters, sep_conv2d, sep_conv2d_block, sep_conv2d_stack
+from fastsep.reference import load
+
+
+class SepConv2d(nn.Module):
+    """Separable convolution, (N, in_channels, T, F) -> (N, out_channels, T, F); see `sep_conv2d`.
+
+    Parameters: pointwise (out_channels, in_channels), time_taps and freq_taps (out_channels, 3),
+    and bias (out_channels,) if asked for. Initialised as `nn.Conv2d` would.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, dilation: int = 2, bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels, self.dilation = in_channels, out_channels, dilation
+        self.pointwise = nn.Parameter(torch.empty(out_channels, in_channels))
+        self.time_taps = nn.Parameter(torch.empty(out_channels, 3))
+        self.freq_taps = nn.Parameter(torch.empty(out_channels, 3))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for weight in (self.pointwise, self.time_taps, self.freq_taps):
+            nn.init.uniform_(weight, -(bound := _bound(weight.shape[1])), bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -(bound := _bound(6)), bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sep_conv2d(
+            x, self.pointwise, self.time_taps, self.freq_taps, self.bias, dilation=self.dilation
+        )
+
+    def extra_repr(self) -> str:
+        bias = "" if self.bias is None else ", bias=True"
+        return f"{self.in_channels}, {self.out_channels}, dilation={self.dilation}{bias}"
+
+
+class SepConvBlock(nn.Module):
+    """Separable convolution, batch norm, ReLU, average pooling.
+
+    (N, in_channels, T, F) -> (N, out_channels, T // pool, F // pool). In eval mode the batch norm
+    is folded on the fly and the block is one fused pass; `fold_batchnorm` makes that permanent.
+    """
+
+    bn: nn.BatchNorm2d | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        dilation: int = 2,
+        pool: int = 2,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.conv = SepConv2d(in_channels, out_channels, dilation=dilation)
+        self.bn = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum)
+        self.pool = pool
+        self._fold = FoldCache()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.bn is not None and uses_batch_statistics(self.bn):
+            return relu_pool(self.bn(self.conv(x)), self.pool)
+        p = self.inference_parameters()
+        return sep_conv2d_block(x, *p[:4], dilation=p.dilation, pool=p.pool)
+
+    def inference_parameters(self) -> BlockParameters:
+        """The block's folded weights, as `sep_conv2d_stack` takes them."""
+        conv = self.conv
+        if self.bn is None:
+            assert conv.bias is not None
+            taps: tuple[Tensor, Tensor, Tensor] = conv.time_taps, conv.freq_taps, conv.bias
+        else:
+            taps = self._fold(self.bn, conv.time_taps, conv.freq_taps)
+        return BlockParameters(conv.pointwise, *taps, conv.dilation, self.pool)
+
+    def fold_(self, eps: float | None = None) -> None:
+        """Folds the batch norm into the convolution for good; nothing to do on a folded block."""
+        if self.bn is None:
+            return
+        with torch.no_grad():
+            parameters = fold(self.bn, self.conv.time_taps, self.conv.freq_taps, eps)
+        names = ("time_taps", "freq_taps", "bias")
+        for name, value in zip(names, parameters, strict=True):
+            setattr(self.conv, name, nn.Parameter(value))
+        self.bn = None
+
+    def extra_repr(self) -> str:
+        return f"pool={self.pool}"
+
+
+class SepConvStack(nn.Sequential):
+    """Consecutive `SepConvBlock`s; in eval mode one streaming pass over all of them."""
+
+    def __init__(self, blocks: Iterable[SepConvBlock]) -> None:
+        super().__init__(*blocks)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        affine: tuple[Tensor, Tensor] | None = None,
+        stripes: Tensor | None = None,
+    ) -> Tensor:
+        """x (N, C, T, F); affine, stripes and result as for `sep_conv2d_stack`."""
+        blocks = [block for block in self if isinstance(block, SepConvBlock)]
+        if any(block.bn is not None and uses_batch_statistics(block.bn) for block in blocks):
+            scale, shift = affine if affine is not None else (None, None)
+            return super().forward(load(x, scale, shift, stripes))
+        parameters = [block.inference_parameters() for block in blocks]
+        return sep_conv2d_stack(x, parameters, affine=affine, stripes=stripes)
+
+
+def uses_batch_statistics(bn: nn.BatchNorm2d) -> bool:
+    return bn.training or bn.running_mean is None
+
+
+def relu_pool(y: Tensor, pool: int) -> Tensor:
+    y = torch.relu(y)
+    return y if pool == 1 else nn.functional.avg_pool2d(y, pool)
+
+
+def _bound(fan_in: int) -> float:
+    return 1 / math.sqrt(max(fan_in, 1))  # kaiming_uniform_(a=sqrt(5)), nn.Conv2d's default

@@ -1,0 +1,226 @@
+"""The operators as PyTorch sees them: schemas, fake kernels, autograd, autocast.
+
+The kernels themselves are registered elsewhere: for the CPU by csrc/register.cpp, for CUDA by the
+functions at the end. Callers go through `fastsep.functional`, which checks its arguments.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.amp.autocast_mode import _cast as cast
+from torch.library import Library
+
+from fastsep.reference import load
+
+_WEIGHTS = "Tensor x, Tensor pointwise, Tensor time_taps, Tensor freq_taps"
+_GRADIENTS = "(Tensor, Tensor, Tensor, Tensor, Tensor)"  # of x, pointwise, both taps and bias
+
+library = Library("fastsep", "DEF")
+library.define(f"sep_conv2d({_WEIGHTS}, Tensor? bias, int dilation) -> Tensor")
+library.define(
+    f"sep_conv2d_backward(Tensor grad, {_WEIGHTS}, int dilation, bool needs_x) -> {_GRADIENTS}"
+)
+library.define(f"sep_conv2d_block({_WEIGHTS}, Tensor bias, int dilation, int pool) -> Tensor")
+library.define(
+    f"sep_conv2d_block_backward(Tensor grad, {_WEIGHTS}, Tensor bias, int dilation, int pool, "
+    f"bool needs_x) -> {_GRADIENTS}"
+)
+library.define(
+    "sep_conv2d_stack(Tensor x, Tensor[] pointwise, Tensor[] time_taps, Tensor[] freq_taps, "
+    "Tensor[] bias, int[] dilation, int[] pool, Tensor? scale, Tensor? shift, Tensor? stripes) "
+    "-> Tensor"
+)
+ops = torch.ops.fastsep
+
+
+# Shapes and layouts, for tracing.
+
+
+def _new_map(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """An uninitialised map in x's memory format: channels_last stays channels_last."""
+    channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+
+
+@torch.library.register_fake("fastsep::sep_conv2d", lib=library)
+def _(x: Tensor, pointwise: Tensor, *_: Any) -> Tensor:
+    return _new_map(x, (x.shape[0], pointwise.shape[0], *x.shape[2:]))
+
+
+@torch.library.register_fake("fastsep::sep_conv2d_block", lib=library)
+def _(
+    x: Tensor, pointwise: Tensor, a: Tensor, b: Tensor, bias: Tensor, dilation: int, pool: int
+) -> Tensor:
+    return _new_map(x, (x.shape[0], pointwise.shape[0], x.shape[2] // pool, x.shape[3] // pool))
+
+
+@torch.library.register_fake("fastsep::sep_conv2d_stack", lib=library)
+def _(
+    x: Tensor,
+    pointwise: list[Tensor],
+    time_taps: list[Tensor],
+    freq_taps: list[Tensor],
+    bias: list[Tensor],
+    dilation: list[int],
+    pool: list[int],
+    *_: Tensor | None,
+) -> Tensor:
+    frames, bins = x.shape[2:]
+    for p in pool:
+        frames, bins = frames // p, bins // p
+    return _new_map(x, (x.shape[0], pointwise[-1].shape[0], frames, bins))
+
+
+def _fake_gradients(
+    x: Tensor, pointwise: Tensor, time_taps: Tensor, freq_taps: Tensor, needs_x: bool
+) -> tuple[Tensor, ...]:
+    dx = _new_map(x, tuple(x.shape)) if needs_x else x.new_empty(0)
+    weights = [torch.empty(w.shape, dtype=w.dtype, device=w.device) for w in
+               (pointwise, time_taps, freq_taps)]  # fmt: skip
+    return (dx, *weights, x.new_empty(pointwise.shape[0]))
+
+
+@torch.library.register_fake("fastsep::sep_conv2d_backward", lib=library)
+def _(
+    grad: Tensor, x: Tensor, p: Tensor, a: Tensor, b: Tensor, dilation: int, needs_x: bool
+) -> tuple[Tensor, ...]:
+    return _fake_gradients(x, p, a, b, needs_x)
+
+
+@torch.library.register_fake("fastsep::sep_conv2d_block_backward", lib=library)
+def _(
+    grad: Tensor, x: Tensor, p: Tensor, a: Tensor, b: Tensor, bias: Tensor,
+    dilation: int, pool: int, needs_x: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    return _fake_gradients(x, p, a, b, needs_x)
+
+
+# Autograd: z = pointwise @ x is recomputed in the backward kernels, so only inputs are saved.
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.dilation = inputs
+    ctx.has_bias = tensors[4] is not None
+    ctx.save_for_backward(*tensors[:4])
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    needs = ctx.needs_input_grad
+    gradients = ops.sep_conv2d_backward(grad, *ctx.saved_tensors, ctx.dilation, needs[0])
+    return (*_wanted(gradients, needs), None)
+
+
+def _save_block(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.dilation, ctx.pool = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate_block(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    needs = ctx.needs_input_grad
+    gradients = ops.sep_conv2d_block_backward(
+        grad, *ctx.saved_tensors, ctx.dilation, ctx.pool, needs[0]
+    )
+    return (*_wanted(gradients, needs), None, None)
+
+
+def _wanted(gradients: tuple[Tensor, ...], needs: tuple[bool, ...]) -> list[Tensor | None]:
+    return [g if need else None for g, need in zip(gradients, needs, strict=False)]
+
+
+def _refuse(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError(
+        "fastsep's operators cannot be differentiated twice; "
+        'for double backward run the model under fastsep.use_backend("reference")'
+    )
+
+
+torch.library.register_autograd(
+    "fastsep::sep_conv2d", _differentiate, setup_context=_save, lib=library
+)
+torch.library.register_autograd(
+    "fastsep::sep_conv2d_block", _differentiate_block, setup_context=_save_block, lib=library
+)
+torch.library.register_autograd("fastsep::sep_conv2d_backward", _refuse, lib=library)
+torch.library.register_autograd("fastsep::sep_conv2d_block_backward", _refuse, lib=library)
+
+
+def _stack(
+    x: Tensor,
+    pointwise: list[Tensor],
+    time_taps: list[Tensor],
+    freq_taps: list[Tensor],
+    bias: list[Tensor],
+    dilation: list[int],
+    pool: list[int],
+    scale: Tensor | None,
+    shift: Tensor | None,
+    stripes: Tensor | None,
+) -> Tensor:
+    """Gradients come block by block; without them the stack runs as one pass."""
+    inputs = [x, *pointwise, *time_taps, *freq_taps, *bias, scale, shift]
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+        y = load(x, scale, shift, stripes)
+        for block in zip(pointwise, time_taps, freq_taps, bias, dilation, pool, strict=True):
+            y = ops.sep_conv2d_block(y, *block)
+        return y
+    with torch._C._AutoDispatchBelowAutograd():
+        return ops.sep_conv2d_stack(
+            x, pointwise, time_taps, freq_taps, bias, dilation, pool, scale, shift, stripes
+        )
+
+
+library.impl("sep_conv2d_stack", _stack, "Autograd")
+
+
+# Autocast: the floating inputs are cast to autocast's dtype, as those of a convolution are.
+
+
+def _register_autocast(name: str, device_type: str, key: str) -> None:
+    op = getattr(ops, name)
+    below = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def cast_and_call(*args: Any) -> Tensor:
+        dtype = torch.get_autocast_dtype(device_type)
+        with torch._C._ExcludeDispatchKeyGuard(below):
+            return op(*cast(args, device_type, dtype))
+
+    library.impl(name, cast_and_call, key)
+
+
+for _name in ("sep_conv2d", "sep_conv2d_block", "sep_conv2d_stack"):
+    _register_autocast(_name, "cpu", "AutocastCPU")
+    _register_autocast(_name, "cuda", "AutocastCUDA")
+
+
+# CUDA C++, only ever reached through use_backend("cuda").
+
+
+def _cuda_sep_conv2d(
+    x: Tensor,
+    pointwise: Tensor,
+    time_taps: Tensor,
+    freq_taps: Tensor,
+    bias: Tensor | None,
+    dilation: int,
+) -> Tensor:
+    z = torch.einsum("ck,nktf->nctf", pointwise, x)
+    return torch.ops.fastsep_cuda.cross(z, time_taps, freq_taps, bias, dilation, 1, False)
+
+
+def _cuda_sep_conv2d_block(
+    x: Tensor,
+    pointwise: Tensor,
+    time_taps: Tensor,
+    freq_taps: Tensor,
+    bias: Tensor,
+    dilation: int,
+    pool: int,
+) -> Tensor:
+    z = torch.einsum("ck,nktf->nctf", pointwise, x)
+    return torch.ops.fastsep_cuda.cross(z, time_taps, freq_taps, bias, dilation, pool, True)
+
+
+library.impl("sep_conv2d", _cuda_sep_conv2d, "CUDA")
+library.impl("sep_conv2d_block", _cuda_sep_conv2d_block, "CUDA")

@@ -1,0 +1,100 @@
+"""The operator, the block and the stack in plain PyTorch: what every kernel must compute.
+
+Shapes: x (N, Cin, T, F); pointwise (Cout, Cin); time_taps and freq_taps (Cout, 3); bias (Cout,).
+Sizes may be zero. float16 and bfloat16 are computed in float32 and rounded once.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def sep_conv2d(
+    x: Tensor,
+    pointwise: Tensor,
+    time_taps: Tensor,
+    freq_taps: Tensor,
+    bias: Tensor | None = None,
+    dilation: int = 2,
+) -> Tensor:
+    """1x1 convolution, then a dilated 3x1 plus a dilated 1x3 depthwise one: (N, Cout, T, F)."""
+    d, (frames, bins) = dilation, x.shape[2:]
+    wide = _accumulator(x.dtype)
+    z = torch.einsum("ck,nktf->nctf", pointwise.to(wide), x.to(wide))
+    z = F.pad(z, (d, d, d, d))
+    a, b = time_taps.to(wide), freq_taps.to(wide)
+    y = sum(
+        a[:, k, None, None] * z[:, :, k * d : k * d + frames, d : d + bins]
+        + b[:, k, None, None] * z[:, :, d : d + frames, k * d : k * d + bins]
+        for k in range(3)
+    )
+    assert isinstance(y, Tensor)
+    if bias is not None:
+        y = y + bias.to(wide)[:, None, None]
+    return y.to(x.dtype)
+
+
+def sep_conv2d_block(
+    x: Tensor,
+    pointwise: Tensor,
+    time_taps: Tensor,
+    freq_taps: Tensor,
+    bias: Tensor,
+    dilation: int = 2,
+    pool: int = 2,
+) -> Tensor:
+    """`sep_conv2d`, ReLU and pool x pool average pooling: (N, Cout, T // pool, F // pool).
+
+    Rows and columns that do not fill a pooling window are dropped.
+    """
+    wide = _accumulator(x.dtype)
+    weights = [w.to(wide) for w in (pointwise, time_taps, freq_taps, bias)]
+    y = sep_conv2d(x.to(wide), weights[0], weights[1], weights[2], weights[3], dilation)
+    n, channels = y.shape[:2]
+    rows, columns = y.shape[2] // pool, y.shape[3] // pool
+    windows = torch.relu(y)[:, :, : rows * pool, : columns * pool]
+    windows = windows.reshape(n, channels, rows, pool, columns, pool)
+    return windows.mean(dim=(3, 5)).to(x.dtype)
+
+
+def sep_conv2d_stack(
+    x: Tensor,
+    blocks: Sequence[tuple[Tensor, Tensor, Tensor, Tensor, int, int]],
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    stripes: Tensor | None = None,
+) -> Tensor:
+    """Consecutive blocks on the loaded input; each holds the arguments of `sep_conv2d_block`."""
+    y = load(x, scale, shift, stripes)
+    for block in blocks:
+        y = sep_conv2d_block(y, *block)
+    return y
+
+
+def load(x: Tensor, scale: Tensor | None, shift: Tensor | None, stripes: Tensor | None) -> Tensor:
+    """The input as the first block sees it: the per-bin affine (F,), then the stripes set to 0.
+
+    stripes: integers (N, S, 3) of (axis, start, stop); axis 0 is time, 1 is frequency.
+    """
+    if scale is not None and shift is not None:
+        x = x * scale + shift
+    if stripes is not None:
+        axis, start, stop = stripes.long().unbind(-1)
+        frame = torch.arange(x.shape[2], device=x.device)
+        bin_ = torch.arange(x.shape[3], device=x.device)
+        rows = _inside(frame, axis == 0, start, stop)[:, None, :, None]
+        columns = _inside(bin_, axis == 1, start, stop)[:, None, None, :]
+        x = torch.where(rows | columns, 0, x)  # a product would keep NaN and inf
+    return x
+
+
+def _inside(positions: Tensor, chosen: Tensor, start: Tensor, stop: Tensor) -> Tensor:
+    """(N, len(positions)): whether a chosen stripe of the sample covers the position."""
+    hit = (positions >= start[..., None]) & (positions < stop[..., None])
+    return (hit & chosen[..., None]).any(dim=1)
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

@@ -1,0 +1,72 @@
+"""Builds the compiled kernels: a shared object for the CPU and, where nvcc is found, one for CUDA.
+
+Both use the libtorch stable ABI and CPython's limited API, so one wheel serves every Python from
+3.11 and every torch from 2.11. FASTSEP_NO_EXT=1 builds neither.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from setuptools import setup
+
+ABI = "0x020b000000000000"  # TORCH_TARGET_VERSION: torch 2.11
+
+
+def extensions() -> tuple[list, dict]:
+    if os.environ.get("FASTSEP_NO_EXT") == "1":
+        print("fastsep: FASTSEP_NO_EXT=1, installing without compiled kernels")
+        return [], {}
+    nvcc = shutil.which("nvcc")
+    if nvcc is not None and "CUDA_HOME" not in os.environ:
+        os.environ["CUDA_HOME"] = cuda_home(nvcc)
+    import torch
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+
+    common = {"define_macros": [("TORCH_TARGET_VERSION", ABI)], "py_limited_api": True}
+    cxx = ["-O3", "-std=c++17", "-Wall", "-Wextra", "-Wno-psabi", "-ffp-contract=fast",
+           "-fvisibility=hidden", "-g0"]  # fmt: skip
+    found = [
+        CppExtension(
+            "fastsep._cpu",
+            ["csrc/register.cpp", *sorted(map(str, Path("csrc/cpu").glob("isa_*.cpp")))],
+            extra_compile_args={"cxx": cxx},
+            **common,
+        )
+    ]
+    if nvcc is None:
+        print("fastsep: no nvcc on the PATH, skipping the CUDA kernels")
+    elif torch.version.cuda is None:
+        print("fastsep: this PyTorch is built without CUDA, skipping the CUDA kernels")
+    else:
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
+        found.append(
+            CUDAExtension(
+                "fastsep._cuda",
+                ["csrc/cuda/cross.cu"],
+                extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++17", "-DUSE_CUDA"]},
+                **common,
+            )
+        )
+    return found, {"build_ext": BuildExtension.with_options(use_ninja=True)}
+
+
+def cuda_home(nvcc: str) -> str:
+    """The toolkit that nvcc belongs to, also where the one on the PATH is a wrapper script."""
+    import subprocess
+
+    listing = subprocess.run(
+        [nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True
+    ).stderr
+    for line in listing.splitlines():
+        if line.startswith("#$ TOP="):
+            return os.path.realpath(line.removeprefix("#$ TOP="))
+    return str(Path(nvcc).resolve().parents[1])
+
+
+ext_modules, cmdclass = extensions()
+setup(
+    ext_modules=ext_modules,
+    cmdclass=cmdclass,
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if ext_modules else {},
+)

@@ -10,27 +10,31 @@ class Gradient {
   using T = Compute<S>;
   static constexpr int64_t L = kLanes<T>;
 
-  struct Weights {
-    T *forward, *taps, *backward;
+  struct Packed {
+    Packed(Bump& bump, const Block& block)
+        : forward{bump.take<T>(Panels<T>::size(block.in, block.out)), block.in, block.out},
+          backward{bump.take<T>(Panels<T>::size(block.out, block.in)), block.out, block.in},
+          taps(bump.take<T>(ceil_div(block.out, L) * Taps<T>::kSize)) {}
+
+    Panels<T> forward, backward;
+    T* taps;
   };
 
  public:
   static size_t weights_bytes(const Backward& job) {
     Bump bump(nullptr);
-    place_weights(job, bump);
+    Packed(bump, job.block);
     return bump.used();
   }
 
   static void pack(const Backward& job, void* buffer) {
     Bump bump(buffer);
-    const Weights weights = place_weights(job, bump);
     const Block& block = job.block;
+    const Packed packed(bump, block);
     const S* p = static_cast<const S*>(block.pointwise);
-    Panels<T>::pack(block.in, block.out, weights.forward,
-                    [&](int64_t o, int64_t i) { return widen(p[o * block.in + i]); });
-    Panels<T>::pack(block.out, block.in, weights.backward,
-                    [&](int64_t o, int64_t i) { return widen(p[i * block.in + o]); });
-    Taps<T>::template pack<S>(block, weights.taps);
+    packed.forward.pack([&](int64_t o, int64_t i) { return widen(p[o * block.in + i]); });
+    packed.backward.pack([&](int64_t o, int64_t i) { return widen(p[i * block.in + o]); });
+    Taps<T>::template pack<S>(block, packed.taps, [](int64_t) { return T(1); });
   }
 
   static size_t scratch_bytes(const Backward& job) {
@@ -96,7 +100,7 @@ class Gradient {
         reach_t_(least(job.block.dilation, job.frames)),
         reach_f_(least(job.block.dilation, job.bins)),
         planar_(job.x.c != 1 || job.block.in == 1),
-        weights_(place_weights(job, weights)),
+        packed_(weights, job.block),
         x_(scratch.take<T>(ceil_div(job.block.in, L) * L * job.bins)),
         z_(scratch, least(2 * reach_t_ + 1, job.frames), job.block.out, job.bins, job.frames,
            reach_f_),
@@ -107,14 +111,6 @@ class Gradient {
         dx_(scratch.take<T>(ceil_div(job.block.in, L) * L * job.bins)),
         d_pointwise_(partial.take<T>(job.block.in * groups_ * L)),
         d_taps_(partial.take<T>(groups_ * Taps<T>::kSize)) {}
-
-  static Weights place_weights(const Backward& job, Bump& bump) {
-    Weights weights;
-    weights.forward = bump.take<T>(Panels<T>::size(job.block.in, job.block.out));
-    weights.taps = bump.take<T>(ceil_div(job.block.out, L) * Taps<T>::kSize);
-    weights.backward = bump.take<T>(Panels<T>::size(job.block.out, job.block.in));
-    return weights;
-  }
 
   void strip(int64_t n, int64_t index) {
     n_ = n;
@@ -134,8 +130,7 @@ class Gradient {
         correlate(x, job_.block.in, dz_, job_.bins * L, job_.block.out, job_.bins, d_pointwise_);
       });
       if (job_.dx.data != nullptr) {
-        project(Blocked<T>{dz_, job_.bins * L}, job_.bins,
-                Panels<T>{weights_.backward, job_.block.out, job_.block.in}, dx_, job_.bins * L);
+        project(Blocked<T>{dz_, job_.bins * L}, job_.bins, packed_.backward, dx_, job_.bins * L);
         store_blocked<S>(dx_, job_.bins * L, job_.dx, n_, t, job_.block.in, job_.bins);
       }
     }
@@ -153,10 +148,7 @@ class Gradient {
   }
 
   void project_z(int64_t t) {
-    with_x(t, [&](auto x) {
-      project(x, job_.bins, Panels<T>{weights_.forward, job_.block.in, job_.block.out}, z_[t],
-              z_.group_stride());
-    });
+    with_x(t, [&](auto x) { project(x, job_.bins, packed_.forward, z_[t], z_.group_stride()); });
   }
 
   // The gradient before ReLU and pooling, and what it adds to the taps' and the bias's gradients.
@@ -176,7 +168,7 @@ class Gradient {
       const Cross<T> z = cross(z_, t, g);
       T* dy_group = dy + g * dy_.group_stride();
       if (job_.block.relu) {
-        const Taps<T> taps = Taps<T>::read(weights_.taps + g * Taps<T>::kSize);
+        const Taps<T> taps = Taps<T>::read(packed_.taps + g * Taps<T>::kSize);
         const T* from = pooled_ + g * bins_out * L;
         for (int64_t f = 0; f < job_.bins; ++f) {
           if (!used || f / pool >= bins_out) {
@@ -210,7 +202,7 @@ class Gradient {
 
   void find_dz(int64_t t) {
     for (int64_t g = 0; g < groups_; ++g) {
-      const Taps<T> taps = Taps<T>::read(weights_.taps + g * Taps<T>::kSize).flipped();
+      const Taps<T> taps = Taps<T>::read(packed_.taps + g * Taps<T>::kSize).flipped();
       const Cross<T> dy = cross(dy_, t, g);
       pooled_cross<T, 1, false>(taps, &dy, 1, job_.bins, dz_ + g * job_.bins * L);
     }
@@ -225,7 +217,7 @@ class Gradient {
   const Backward& job_;
   int64_t groups_, reach_t_, reach_f_;
   bool planar_;
-  Weights weights_;
+  Packed packed_;
   T* x_;
   Ring<T> z_, dy_;
   T *pooled_, *dz_, *dx_;

@@ -10,23 +10,48 @@ class Inference {
   using T = Compute<S>;
   static constexpr int64_t L = kLanes<T>;
 
+  struct Packed {
+    Packed(Bump& bump, const Block& block)
+        : panels{bump.take<T>(Panels<T>::size(block.in, block.out)), block.in, block.out},
+          taps(bump.take<T>(ceil_div(block.out, L) * Taps<T>::kSize)) {}
+
+    Panels<T> panels;
+    T* taps;
+  };
+
   struct Stage {
+    Stage(const Block& b, int64_t t, int64_t f, Bump& weights, Bump& scratch)
+        : block(b),
+          frames(t),
+          bins(f),
+          frames_out(t / b.pool),
+          bins_out(f / b.pool),
+          reach_t(least(b.dilation, t)),
+          reach_f(least(b.dilation, f)),
+          direct(b.in == 1),
+          packed(weights, b),
+          z(scratch, least(b.pool + 2 * reach_t, t), direct ? 1 : b.out, f, t, reach_f,
+            direct ? 1 : L),
+          y(scratch.take<T>(ceil_div(b.out, L) * L * bins_out)),
+          window(scratch.take<Cross<T>>(b.pool)) {}
+
     Block block;
     int64_t frames, bins, frames_out, bins_out;
     int64_t reach_t, reach_f;  // dilation, but never past the map
-    Panels<T> weights;
-    const T* taps;
-    Ring<T> z;
-    T* y;                // the finished row, blocked, no padding
-    Cross<T>* window;    // the crosses of one pooled row
-    int64_t begin, end;  // input rows of this strip
-    int64_t next, stop;  // pooled rows of this strip
+    bool direct;               // one input channel: the cross reads x itself and there is no z
+    Packed packed;
+    Ring<T> z;         // or of x, if direct
+    T* y;              // the finished row, blocked, no padding
+    Cross<T>* window;  // the crosses of one pooled row
+
+    int64_t begin = 0, end = 0;  // input rows of this strip
+    int64_t next = 0, stop = 0;  // pooled rows of this strip
   };
 
  public:
   static size_t weights_bytes(const Forward& job) {
     Bump bump(nullptr);
-    for (int64_t i = 0; i < job.num_blocks; ++i) place_weights(job.blocks[i], bump);
+    for (int64_t i = 0; i < job.num_blocks; ++i) Packed(bump, job.blocks[i]);
     return bump.used();
   }
 
@@ -34,11 +59,12 @@ class Inference {
     Bump bump(buffer);
     for (int64_t i = 0; i < job.num_blocks; ++i) {
       const Block& block = job.blocks[i];
-      auto [panels, taps] = place_weights(block, bump);
+      const Packed packed(bump, block);
       const S* p = static_cast<const S*>(block.pointwise);
-      Panels<T>::pack(block.in, block.out, panels,
-                      [&](int64_t o, int64_t k) { return widen(p[o * block.in + k]); });
-      Taps<T>::template pack<S>(block, taps);
+      packed.panels.pack([&](int64_t o, int64_t k) { return widen(p[o * block.in + k]); });
+      // A lone input channel's pointwise weights go into the taps.
+      Taps<T>::template pack<S>(block, packed.taps,
+                                [&](int64_t c) { return block.in == 1 ? widen(p[c]) : T(1); });
     }
   }
 
@@ -54,33 +80,17 @@ class Inference {
   }
 
  private:
-  Inference(const Forward& job, Bump& weights, Bump& scratch) : job_(job) {
-    stages_ = scratch.take<Stage>(job.num_blocks);
+  Inference(const Forward& job, Bump& weights, Bump& scratch)
+      : job_(job),
+        stages_(scratch.take<Stage>(job.num_blocks)),
+        x_(scratch.take<T>(ceil_div(job.blocks[0].in, L) * L * job.bins)) {
     int64_t frames = job.frames, bins = job.bins;
-    x_ = scratch.take<T>(ceil_div(job.blocks[0].in, L) * L * bins);
     for (int64_t i = 0; i < job.num_blocks; ++i) {
-      const Block& block = job.blocks[i];
-      const int64_t reach_t = least(block.dilation, frames), reach_f = least(block.dilation, bins);
-      const int64_t rows = least(block.pool + 2 * reach_t, frames);
-      auto [panels, taps] = place_weights(block, weights);
-      Ring<T> z(scratch, rows, block.out, bins, frames, reach_f);
-      T* y = scratch.take<T>(ceil_div(block.out, L) * L * (bins / block.pool));
-      Cross<T>* window = scratch.take<Cross<T>>(block.pool);
-      const int64_t frames_out = frames / block.pool, bins_out = bins / block.pool;
-      if (stages_ != nullptr) {
-        stages_[i] = {block,    frames,  bins,    frames_out,
-                      bins_out, reach_t, reach_f, Panels<T>{panels, block.in, block.out},
-                      taps,     z,       y,       window,
-                      0,        0,       0,       0};
-      }
-      frames = frames_out;
-      bins = bins_out;
+      const Stage stage(job.blocks[i], frames, bins, weights, scratch);
+      if (stages_ != nullptr) new (stages_ + i) Stage(stage);
+      frames = stage.frames_out;
+      bins = stage.bins_out;
     }
-  }
-
-  static std::pair<T*, T*> place_weights(const Block& block, Bump& bump) {
-    T* panels = bump.take<T>(Panels<T>::size(block.in, block.out));
-    return {panels, bump.take<T>(ceil_div(block.out, L) * Taps<T>::kSize)};
   }
 
   // The rows that a strip of the last block's output needs, block by block backwards.
@@ -151,7 +161,12 @@ class Inference {
   template <class Row>
   void push(int64_t index, int64_t n, int64_t t, Row row) {
     Stage& stage = stages_[index];
-    project(row, stage.bins, stage.weights, stage.z[t], stage.z.group_stride());
+    if (stage.direct) {
+      T* x = stage.z[t];
+      for (int64_t f = 0; f < stage.bins; ++f) x[f] = row.at(f, 0);
+    } else {
+      project(row, stage.bins, stage.packed.panels, stage.z[t], stage.z.group_stride());
+    }
     const int64_t pool = stage.block.pool;
     while (stage.next < stage.stop &&
            least(stage.next * pool + pool - 1 + stage.reach_t, stage.frames - 1) <= t) {
@@ -168,27 +183,41 @@ class Inference {
 
   void finish(const Stage& stage, int64_t q) {
     const int64_t pool = stage.block.pool, d = stage.reach_t;
-    const int64_t z_stride = stage.z.group_stride(), y_stride = stage.bins_out * L;
     for (int64_t i = 0; i < pool; ++i) {
       const int64_t t = q * pool + i;
-      stage.window[i] = {stage.z[t - d], stage.z[t], stage.z[t + d], stage.reach_f * L};
+      stage.window[i] = {stage.z[t - d], stage.z[t], stage.z[t + d],
+                         stage.reach_f * (stage.direct ? 1 : L)};
     }
-    for (int64_t g = 0; g < ceil_div(stage.block.out, L); ++g) {
-      const Taps<T> taps = Taps<T>::read(stage.taps + g * Taps<T>::kSize);
-      T* y = stage.y + g * y_stride;
-      if (!stage.block.relu) {
-        pooled_cross<T, 1, false>(taps, stage.window, 1, stage.bins_out, y);
-      } else if (pool == 1) {
-        pooled_cross<T, 1, true>(taps, stage.window, 1, stage.bins_out, y);
-      } else if (pool == 2) {
-        pooled_cross<T, 2, true>(taps, stage.window, 2, stage.bins_out, y);
-      } else {
-        pooled_cross<T, 0, true>(taps, stage.window, pool, stage.bins_out, y);
+    if (!stage.block.relu) {
+      finish<1, false>(stage);
+    } else if (pool == 1) {
+      finish<1, true>(stage);
+    } else if (pool == 2) {
+      finish<2, true>(stage);
+    } else {
+      finish<0, true>(stage);
+    }
+  }
+
+  template <int P, bool rectify>
+  void finish(const Stage& stage) {
+    const int64_t groups = ceil_div(stage.block.out, L), stride = stage.bins_out * L;
+    const int64_t pool = stage.block.pool;
+    if (stage.direct) {
+      for (int64_t g = 0; g < groups; g += kTileVectors) {
+        with_count<kTileVectors>(least(kTileVectors, groups - g), [&](auto nv) {
+          pooled_direct<T, P, rectify, decltype(nv)::value>(stage.packed.taps + g * Taps<T>::kSize,
+                                                            stage.window, pool, stage.bins_out,
+                                                            stage.y + g * stride, stride);
+        });
       }
+      return;
+    }
+    for (int64_t g = 0; g < groups; ++g) {
+      pooled_cross<T, P, rectify>(Taps<T>::read(stage.packed.taps + g * Taps<T>::kSize),
+                                  stage.window, pool, stage.bins_out, stage.y + g * stride);
       for (int64_t i = 0; i < pool; ++i) {
-        stage.window[i].up += z_stride;
-        stage.window[i].middle += z_stride;
-        stage.window[i].down += z_stride;
+        stage.window[i] = stage.window[i].from(stage.z.group_stride());
       }
     }
   }

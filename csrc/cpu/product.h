@@ -39,14 +39,15 @@ FASTSEP_INLINE void with_count(int64_t count, F f) {
 // Weights (out, in) packed as panels of up to kTileVectors vectors of output channels: [in][NV][L].
 template <class T>
 struct Panels {
-  const T* base;
+  T* base;
   int64_t in, out;
 
   static int64_t size(int64_t in, int64_t out) { return in * ceil_div(out, kLanes<T>) * kLanes<T>; }
 
   // element(o, i) is the weight from input channel i to output channel o.
   template <class Element>
-  static void pack(int64_t in, int64_t out, T* to, Element element) {
+  void pack(Element element) const {
+    T* to = base;
     constexpr int64_t L = kLanes<T>, panel = kTileVectors * L;
     for (int64_t first = 0; first < out; first += panel) {
       const int64_t width = least(panel, ceil_div(out - first, L) * L);

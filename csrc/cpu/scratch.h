@@ -22,14 +22,17 @@ class Bump {
   int64_t used_ = 0;
 };
 
-// The last rows of a map in the blocked layout, with `pad` zero positions at both ends of each row
-// and a zero row for times outside the map. Row t replaces row t - size().
+// The last rows of a map in the blocked layout (or, with width 1, of one channel), with `pad` zero
+// positions at both ends of each row and a zero row for times outside the map. Row t replaces row
+// t - rows.
 template <class T>
 class Ring {
  public:
-  Ring(Bump& bump, int64_t rows, int64_t channels, int64_t bins, int64_t frames, int64_t pad)
-      : rows_(most(rows, 1)), frames_(frames), pad_(pad), stride_((bins + 2 * pad) * kLanes<T>) {
-    row_size_ = ceil_div(channels, kLanes<T>) * stride_;
+  Ring(Bump& bump, int64_t rows, int64_t channels, int64_t bins, int64_t frames, int64_t pad,
+       int64_t width = kLanes<T>)
+      : rows_(most(rows, 1)), frames_(frames), margin_(pad * width) {
+    stride_ = bins * width + 2 * margin_;
+    row_size_ = ceil_div(channels, width) * stride_;
     base_ = bump.take<T>((rows_ + 1) * row_size_);
   }
 
@@ -40,11 +43,11 @@ class Ring {
   // Position 0 of row t.
   T* operator[](int64_t t) const {
     const int64_t slot = t < 0 || t >= frames_ ? rows_ : t % rows_;
-    return base_ + slot * row_size_ + pad_ * kLanes<T>;
+    return base_ + slot * row_size_ + margin_;
   }
 
  private:
-  int64_t rows_, frames_, pad_, stride_, row_size_;
+  int64_t rows_, frames_, margin_, stride_, row_size_;
   T* base_;
 };
 

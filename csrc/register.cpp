@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -168,12 +169,14 @@ void check_map(const Tensor& x) {
   STD_TORCH_CHECK(x.dim() == 4 && x.is_cpu(), "x must be a CPU tensor (N, C, T, F)");
 }
 
+size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
 Arena& scratch_arena() {
   thread_local Arena arena;
   return arena;
 }
 
-Arena& weights_arena() {  // of the calling thread: shared, while it waits, with its workers
+Arena& weights_arena() {  // of the calling thread; its workers read it while it waits
   thread_local Arena arena;
   return arena;
 }
@@ -189,6 +192,77 @@ void for_each_item(int64_t items, size_t scratch_bytes, const F& f) {
 }
 
 // Forward.
+
+// Clips first to first + count of a job.
+Forward part_of(Forward job, int64_t first, int64_t count) {
+  const int64_t size = job.dtype == DType::f64 ? 8 : job.dtype == DType::f32 ? 4 : 2;
+  job.x.data = static_cast<char*>(job.x.data) + first * job.x.n * size;
+  job.y.data = static_cast<char*>(job.y.data) + first * job.y.n * size;
+  if (job.stripes != nullptr) job.stripes += first * job.num_stripes * 3;
+  job.clips = count;
+  return job;
+}
+
+void run(const Forward& job, void* weights) {
+  const Kernels& k = kernels();
+  k.forward_pack(job, weights);
+  for_each_item(job.clips * job.strips, k.forward_scratch_bytes(job),
+                [&](int64_t item, void* scratch) { k.forward_run(job, weights, scratch, item); });
+}
+
+// As many clips as threads, or a multiple: each clip streams through all blocks on one thread.
+void run_whole(Forward job) {
+  job.strips = 1;
+  run(job, weights_arena().get(kernels().forward_weights_bytes(job)));
+}
+
+// Fewer clips than threads: clips are cut into strips of time. Strips repeat the rows that the
+// blocks reach across their seams, more with every block, so they run two blocks, then one at a
+// time, with the maps between in a reused buffer.
+void run_strips(Forward job, int64_t threads) {
+  std::vector<Forward> segments;
+  std::vector<size_t> map_bytes;
+  // A map between segments has the dtype of x, which may not round what the blocks computed.
+  const bool cut = job.dtype == DType::f32 || job.dtype == DType::f64;
+  const size_t size = job.dtype == DType::f64 ? 8 : 4;
+  const Block* end = job.blocks + job.num_blocks;
+  const int64_t clip_strips = threads / std::gcd(threads, job.clips);
+  for (const Block* block = job.blocks; block != end;) {
+    Forward segment = job;
+    segment.blocks = block;
+    segment.num_blocks =
+        cut ? std::min<int64_t>(block == job.blocks ? 2 : 1, end - block) : job.num_blocks;
+    for (; block != segment.blocks + segment.num_blocks; ++block) {
+      job.frames /= block->pool;
+      job.bins /= block->pool;
+    }
+    const int64_t channels = (block - 1)->out;
+    if (block != end) {
+      segment.y = {nullptr, job.frames * job.bins * channels, 1, job.bins * channels, channels};
+      map_bytes.push_back(aligned(size_t(job.clips * segment.y.n) * size));
+      job.x = segment.y;
+      job.scale = job.shift = nullptr;
+      job.stripes = nullptr;
+      job.num_stripes = 0;
+    }
+    segment.strips = std::clamp<int64_t>(clip_strips, 1, job.frames);
+    segments.push_back(segment);
+  }
+  size_t weights_bytes = 0, total = 0;
+  for (const Forward& segment : segments) {
+    weights_bytes = std::max(weights_bytes, aligned(kernels().forward_weights_bytes(segment)));
+  }
+  for (const size_t bytes : map_bytes) total += bytes;
+  char* buffer = static_cast<char*>(weights_arena().get(weights_bytes + total));
+  char* map = buffer + weights_bytes;
+  for (size_t i = 0; i < segments.size(); ++i) {
+    if (i < map_bytes.size()) {
+      segments[i].y.data = segments[i + 1].x.data = map;
+      map += map_bytes[i];
+    }
+    run(segments[i], buffer);
+  }
+}
 
 Tensor forward(const Tensor& x, const std::vector<Block>& blocks, const Tensor* scale,
                const Tensor* shift, const Tensor* stripes) {
@@ -217,15 +291,10 @@ Tensor forward(const Tensor& x, const std::vector<Block>& blocks, const Tensor* 
     job.stripes = static_cast<const int32_t*>(stripes->data_ptr());
     job.num_stripes = stripes->size(1);
   }
-  // Strips repeat a few rows at their seams, so they are cut only to keep every thread busy.
   const int64_t threads = torch::stable::get_num_threads();
-  job.strips = std::clamp<int64_t>((threads + job.clips - 1) / job.clips, 1, frames);
-
-  const Kernels& k = kernels();
-  void* weights = weights_arena().get(k.forward_weights_bytes(job));
-  k.forward_pack(job, weights);
-  for_each_item(job.clips * job.strips, k.forward_scratch_bytes(job),
-                [&](int64_t item, void* scratch) { k.forward_run(job, weights, scratch, item); });
+  const int64_t rest = job.clips % threads, whole = job.clips - rest;
+  if (whole > 0) run_whole(part_of(job, 0, whole));
+  if (rest > 0) run_strips(part_of(job, whole, rest), threads);
   weights_arena().trim();
   return y;
 }
@@ -321,7 +390,7 @@ Gradients backward(const Tensor& grad, const Tensor& x, const HeldBlock& held, c
   job.groups = std::min(items, kGroups);
 
   const Kernels& k = kernels();
-  const size_t weights_bytes = (k.backward_weights_bytes(job) + 63) / 64 * 64;
+  const size_t weights_bytes = aligned(k.backward_weights_bytes(job));
   const size_t partial_bytes = k.backward_partial_bytes(job);
   char* weights =
       static_cast<char*>(weights_arena().get(weights_bytes + size_t(job.groups) * partial_bytes));

@@ -31,13 +31,18 @@ struct InstructionSet {
   const Kernels* kernels;
 };
 
+#if defined(__x86_64__)
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
 const std::vector<InstructionSet>& instruction_sets() {  // best first
   static const std::vector<InstructionSet> all = {
 #if defined(__x86_64__)
-      {"avx512",
-       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"),
-       &kernels_avx512()},
+      {"avx512bf16", has_avx512() && __builtin_cpu_supports("avx512bf16"), &kernels_avx512bf16()},
+      {"avx512", has_avx512(), &kernels_avx512()},
       {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), &kernels_avx2()},
 #endif
       {"baseline", true, &kernels_baseline()},
@@ -265,7 +270,7 @@ void run_strips(Forward job, int64_t threads) {
 }
 
 Tensor forward(const Tensor& x, const std::vector<Block>& blocks, const Tensor* scale,
-               const Tensor* shift, const Tensor* stripes) {
+               const Tensor* shift, const Tensor* stripes, bool bf16) {
   int64_t frames = x.size(2), bins = x.size(3);
   for (const Block& block : blocks) {
     frames /= block.pool;
@@ -276,6 +281,7 @@ Tensor forward(const Tensor& x, const std::vector<Block>& blocks, const Tensor* 
 
   Forward job{};
   job.dtype = dtype_of(x);
+  job.bf16 = bf16;
   job.clips = x.size(0);
   job.frames = x.size(2);
   job.bins = x.size(3);
@@ -303,21 +309,22 @@ Tensor sep_conv2d(Tensor x, Tensor pointwise, Tensor time_taps, Tensor freq_taps
                   std::optional<Tensor> bias, int64_t dilation) {
   check_map(x);
   const HeldBlock held(x, pointwise, time_taps, freq_taps, bias);
-  return forward(x, {held.block(x.size(1), dilation, 1, false)}, nullptr, nullptr, nullptr);
+  return forward(x, {held.block(x.size(1), dilation, 1, false)}, nullptr, nullptr, nullptr, false);
 }
 
 Tensor sep_conv2d_block(Tensor x, Tensor pointwise, Tensor time_taps, Tensor freq_taps, Tensor bias,
                         int64_t dilation, int64_t pool) {
   check_map(x);
   const HeldBlock held(x, pointwise, time_taps, freq_taps, bias);
-  return forward(x, {held.block(x.size(1), dilation, pool, true)}, nullptr, nullptr, nullptr);
+  return forward(x, {held.block(x.size(1), dilation, pool, true)}, nullptr, nullptr, nullptr,
+                 false);
 }
 
 Tensor sep_conv2d_stack(Tensor x, std::vector<Tensor> pointwise, std::vector<Tensor> time_taps,
                         std::vector<Tensor> freq_taps, std::vector<Tensor> bias,
                         std::vector<int64_t> dilation, std::vector<int64_t> pool,
                         std::optional<Tensor> scale, std::optional<Tensor> shift,
-                        std::optional<Tensor> stripes) {
+                        std::optional<Tensor> stripes, bool bf16) {
   check_map(x);
   const size_t n = pointwise.size();
   STD_TORCH_CHECK(n > 0 && time_taps.size() == n && freq_taps.size() == n && bias.size() == n &&
@@ -346,7 +353,7 @@ Tensor sep_conv2d_stack(Tensor x, std::vector<Tensor> pointwise, std::vector<Ten
     stripes = torch::stable::contiguous(*stripes);
   }
   const auto pointer = [](const std::optional<Tensor>& t) { return t.has_value() ? &*t : nullptr; };
-  return forward(x, blocks, pointer(scale), pointer(shift), pointer(stripes));
+  return forward(x, blocks, pointer(scale), pointer(shift), pointer(stripes), bf16);
 }
 
 // Backward.

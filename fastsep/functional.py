@@ -101,6 +101,7 @@ def sep_conv2d_stack(
     *,
     affine: tuple[Tensor, Tensor] | None = None,
     stripes: Tensor | None = None,
+    compute: str | None = None,
 ) -> Tensor:
     """Consecutive blocks as one streaming pass that keeps the maps between them in cache.
 
@@ -110,6 +111,9 @@ def sep_conv2d_stack(
         affine: per-bin (scale, shift), each (F,): the first block sees `scale * x + shift`.
         stripes: integers (N, S, 3) of (axis, start, stop), applied after the affine: positions
             start <= p < stop along axis 0 (time) or 1 (frequency) become 0.
+        compute: "bf16" lets float32 maps be rounded to bfloat16 on their way into the 1x1
+            convolutions, where the machine has dot products for it; sums stay in float32. For
+            inference: with gradients the stack runs as without it.
 
     Returns:
         (N, Cout of the last block, T', F') with T' = T // pool // pool ... over the blocks.
@@ -118,6 +122,8 @@ def sep_conv2d_stack(
     if not blocks:
         raise ValueError("blocks is empty: a stack needs at least one block")
     blocks = [BlockParameters(*block) for block in blocks]
+    if compute not in (None, "bf16"):
+        raise ValueError(f'compute must be None or "bf16", got {compute!r}')
     channels = x.shape[1]
     for i, block in enumerate(blocks):
         _check_block(x, channels, f"blocks[{i}].", *block)
@@ -130,7 +136,7 @@ def sep_conv2d_stack(
         stripes = _checked_stripes(x, stripes)
     if select(x.device) == "cpu":
         columns = [list(column) for column in zip(*blocks, strict=True)]
-        return ops.sep_conv2d_stack(x, *columns, scale, shift, stripes)
+        return ops.sep_conv2d_stack(x, *columns, scale, shift, stripes, compute == "bf16")
     y = reference.load(x, scale, shift, stripes)
     for block in blocks:
         y = sep_conv2d_block(y, *block[:4], dilation=block.dilation, pool=block.pool)

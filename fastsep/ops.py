@@ -28,8 +28,8 @@ library.define(
 )
 library.define(
     "sep_conv2d_stack(Tensor x, Tensor[] pointwise, Tensor[] time_taps, Tensor[] freq_taps, "
-    "Tensor[] bias, int[] dilation, int[] pool, Tensor? scale, Tensor? shift, Tensor? stripes) "
-    "-> Tensor"
+    "Tensor[] bias, int[] dilation, int[] pool, Tensor? scale, Tensor? shift, Tensor? stripes, "
+    "bool bf16) -> Tensor"
 )
 ops = torch.ops.fastsep
 
@@ -65,7 +65,7 @@ def _(
     bias: list[Tensor],
     dilation: list[int],
     pool: list[int],
-    *_: Tensor | None,
+    *_: Any,
 ) -> Tensor:
     frames, bins = x.shape[2:]
     for p in pool:
@@ -157,6 +157,7 @@ def _stack(
     scale: Tensor | None,
     shift: Tensor | None,
     stripes: Tensor | None,
+    bf16: bool,
 ) -> Tensor:
     """Gradients come block by block; without them the stack runs as one pass."""
     inputs = [x, *pointwise, *time_taps, *freq_taps, *bias, scale, shift]
@@ -167,7 +168,7 @@ def _stack(
         return y
     with torch._C._AutoDispatchBelowAutograd():
         return ops.sep_conv2d_stack(
-            x, pointwise, time_taps, freq_taps, bias, dilation, pool, scale, shift, stripes
+            x, pointwise, time_taps, freq_taps, bias, dilation, pool, scale, shift, stripes, bf16
         )
 
 

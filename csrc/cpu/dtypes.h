@@ -86,6 +86,11 @@ template <class S, class T = Compute<S>>
 FASTSEP_INLINE void store_as(S* p, Vec<T> v) {
   if constexpr (std::is_same_v<S, T>) {
     *reinterpret_cast<typename VecOf<T>::unaligned*>(p) = v;
+#ifdef FASTSEP_DOT_BF16
+  } else if constexpr (std::is_same_v<S, BFloat16>) {
+    const __m256bh rounded = _mm512_cvtneps_pbh(v);
+    std::memcpy(p, &rounded, sizeof rounded);
+#endif
   } else {
     for (int64_t i = 0; i < kLanes<T>; ++i) narrow(v[i], p[i]);
   }

@@ -53,7 +53,7 @@ class Gradient {
                   int64_t group) {
     Bump packed(const_cast<void*>(weights)), bump(scratch), sums(partial);
     Gradient gradient(job, packed, bump, sums);
-    std::memset(partial, 0, sums.used());
+    if (sums.used() > 0) std::memset(partial, 0, sums.used());
     const int64_t items = job.clips * job.strips;
     for (int64_t i = items * group / job.groups; i < items * (group + 1) / job.groups; ++i) {
       gradient.strip(i / job.strips, i % job.strips);

@@ -5,15 +5,18 @@
 
 namespace fastsep::FASTSEP_ISA {
 
-template <class S>
+// dot: products of bfloat16 pairs, for which rows are rounded on their way into each block.
+template <class S, bool dot = false>
 class Inference {
   using T = Compute<S>;
   static constexpr int64_t L = kLanes<T>;
 
   struct Packed {
     Packed(Bump& bump, const Block& block)
-        : panels{bump.take<T>(Panels<T>::size(block.in, block.out)), block.in, block.out},
-          taps(bump.take<T>(ceil_div(block.out, L) * Taps<T>::kSize)) {}
+        : panels{nullptr, dot ? ceil_div(block.in, 2) : block.in, block.out},
+          taps(bump.take<T>(ceil_div(block.out, L) * Taps<T>::kSize)) {
+      panels.base = bump.take<T>(Panels<T>::size(panels.in, panels.out));
+    }
 
     Panels<T> panels;
     T* taps;
@@ -32,6 +35,7 @@ class Inference {
           packed(weights, b),
           z(scratch, least(b.pool + 2 * reach_t, t), direct ? 1 : b.out, f, t, reach_f,
             direct ? 1 : L),
+          pairs(scratch.take<uint32_t>(dot ? ceil_div(b.in, L) * L / 2 * f : 0)),
           y(scratch.take<T>(ceil_div(b.out, L) * L * bins_out)),
           window(scratch.take<Cross<T>>(b.pool)) {}
 
@@ -41,6 +45,7 @@ class Inference {
     bool direct;               // one input channel: the cross reads x itself and there is no z
     Packed packed;
     Ring<T> z;         // or of x, if direct
+    uint32_t* pairs;   // the row to project, if dot
     T* y;              // the finished row, blocked, no padding
     Cross<T>* window;  // the crosses of one pooled row
 
@@ -61,7 +66,16 @@ class Inference {
       const Block& block = job.blocks[i];
       const Packed packed(bump, block);
       const S* p = static_cast<const S*>(block.pointwise);
-      packed.panels.pack([&](int64_t o, int64_t k) { return widen(p[o * block.in + k]); });
+      packed.panels.pack([&](int64_t o, int64_t k) {
+        if constexpr (!dot) {
+          return widen(p[o * block.in + k]);
+        } else {
+          BFloat16 low, high = {0};
+          narrow(widen(p[o * block.in + 2 * k]), low);
+          if (2 * k + 1 < block.in) narrow(widen(p[o * block.in + 2 * k + 1]), high);
+          return float_of(uint32_t{high.bits} << 16 | low.bits);
+        }
+      });
       // A lone input channel's pointwise weights go into the taps.
       Taps<T>::template pack<S>(block, packed.taps,
                                 [&](int64_t c) { return block.in == 1 ? widen(p[c]) : T(1); });
@@ -113,7 +127,7 @@ class Inference {
     plan(index);
     for (int64_t i = 0; i < job_.num_blocks; ++i) stages_[i].z.clear();
     const Stage& first = stages_[0];
-    const bool planar = job_.x.c != 1 || first.block.in == 1;
+    const bool planar = first.direct || (job_.x.c != 1 && !dot);
     for (int64_t t = first.begin; t < first.end; ++t) {
       if (planar) {
         load_planar<S>(job_.x, n, t, first.block.in, job_.bins, x_);
@@ -164,6 +178,10 @@ class Inference {
     if (stage.direct) {
       T* x = stage.z[t];
       for (int64_t f = 0; f < stage.bins; ++f) x[f] = row.at(f, 0);
+    } else if constexpr (dot && std::is_same_v<Row, Blocked<T>>) {
+      round_to_pairs(row, stage.block.in, stage.bins, stage.pairs);
+      project(BlockedPairs{stage.pairs, stage.bins * BlockedPairs::kPairs}, stage.bins,
+              stage.packed.panels, stage.z[t], stage.z.group_stride());
     } else {
       project(row, stage.bins, stage.packed.panels, stage.z[t], stage.z.group_stride());
     }

@@ -35,6 +35,7 @@ struct Forward {
   const void* shift;
   const int32_t* stripes;  // (N, num_stripes, 3) of (axis, start, stop), or null
   int64_t num_stripes;
+  bool bf16;       // whether float32 maps may be rounded to bfloat16 for the products
   int64_t strips;  // each clip is cut into this many strips of time: clips * strips work items
 };
 
@@ -66,6 +67,7 @@ struct Kernels {
   void (*backward_reduce)(const Backward&, const void* partials);
 };
 
+const Kernels& kernels_avx512bf16();
 const Kernels& kernels_avx512();
 const Kernels& kernels_avx2();
 const Kernels& kernels_baseline();

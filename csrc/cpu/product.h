@@ -20,9 +20,9 @@ struct Tile {
     for (int j = 0; j < NV; ++j) v[j] = load(vectors + j * stride);
 #pragma GCC unroll 6
     for (int i = 0; i < M; ++i) {
-      const T s = scalar(i);
+      const auto s = scalar(i);
 #pragma GCC unroll 4
-      for (int j = 0; j < NV; ++j) sum[i][j] += s * v[j];
+      for (int j = 0; j < NV; ++j) multiply_add(sum[i][j], s, v[j]);
     }
   }
 };

@@ -30,6 +30,33 @@ struct Blocked {
   }
 };
 
+// A blocked row in bfloat16, read two neighbouring channels at a time.
+struct BlockedPairs {
+  static constexpr int64_t kPairs = kLanes<float> / 2;
+  const uint32_t* base;
+  int64_t group_stride;
+  FASTSEP_INLINE uint32_t at(int64_t position, int64_t pair) const {
+    return base[pair / kPairs * group_stride + position * kPairs + pair % kPairs];
+  }
+  FASTSEP_INLINE BlockedPairs from(int64_t position) const {
+    return {base + position * kPairs, group_stride};
+  }
+};
+
+// Lanes beyond the last channel become 0: with an odd channel they share a pair.
+inline void round_to_pairs(Blocked<float> row, int64_t channels, int64_t bins, uint32_t* pairs) {
+  constexpr int64_t L = kLanes<float>;
+  BFloat16* to = reinterpret_cast<BFloat16*>(pairs);
+  for (int64_t c = 0; c < channels; c += L) {
+    const float* from = row.base + c / L * row.group_stride;
+    const int64_t lanes = least(L, channels - c);
+    for (int64_t f = 0; f < bins; ++f, from += L, to += L) {
+      store_as(to, load(from));
+      for (int64_t l = lanes; l < L; ++l) to[l].bits = 0;
+    }
+  }
+}
+
 // Row (n, t) of a tensor.
 template <class S>
 FASTSEP_INLINE S* row_of(const Map& map, int64_t n, int64_t t) {

@@ -33,6 +33,23 @@ FASTSEP_INLINE Vec<T> relu(Vec<T> v) {
   return v < zero ? zero : v;
 }
 
+template <class T>
+FASTSEP_INLINE void multiply_add(Vec<T>& sum, T scalar, Vec<T> v) {
+  sum += scalar * v;
+}
+
+// Two products of bfloat16 a lane, where the machine has them: `pair` holds two neighbouring input
+// channels of a position, each lane of v their two weights for one output channel.
+#ifdef FASTSEP_DOT_BF16
+constexpr bool kDotBf16 = true;
+FASTSEP_INLINE void multiply_add(Vec<float>& sum, uint32_t pair, Vec<float> v) {
+  sum = _mm512_dpbf16_ps(sum, __m512bh(_mm512_set1_epi32(int(pair))), __m512bh(v));
+}
+#else
+constexpr bool kDotBf16 = false;
+FASTSEP_INLINE void multiply_add(Vec<float>&, uint32_t, Vec<float>) {}
+#endif
+
 // Lanes a0 b0 a1 b1 ... of the first (half = 0) or second halves of a and b.
 template <int half, class V, class Index, Index... i>
 FASTSEP_INLINE V interleave(V a, V b, std::integer_sequence<Index, i...>) {

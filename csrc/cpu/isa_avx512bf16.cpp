@@ -1,0 +1,31 @@
+// AVX-512 (F, DQ, BW, VL) with the dot products of bfloat16.
+#if defined(__x86_64__)
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <type_traits>
+#include <utility>
+
+#include <immintrin.h>
+
+#include "kernels.h"
+
+#if defined(__clang__)
+#pragma clang attribute push(                                                          \
+    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,avx2,fma"))), \
+    apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,avx2,fma")
+#endif
+#define FASTSEP_ISA avx512bf16
+#define FASTSEP_DOT_BF16
+#define FASTSEP_VECTOR_BYTES 64
+#include "isa.inc"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+const fastsep::Kernels& fastsep::kernels_avx512bf16() { return avx512bf16::kernels; }
+#endif

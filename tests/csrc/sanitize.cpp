@@ -1,0 +1,155 @@
+// Runs every kernel on awkward shapes with buffers of exactly the right size, for a build with
+// -fsanitize=address,undefined to watch. Usage: sanitize SEED
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "../../csrc/cpu/kernels.h"
+
+using namespace fastsep;
+
+namespace {
+
+std::mt19937 generator;
+
+int64_t draw(int64_t low, int64_t high) {
+  return std::uniform_int_distribution<int64_t>(low, high)(generator);
+}
+
+// Exactly `bytes` bytes: an access one past the end is an error, not slack.
+struct Buffer {
+  explicit Buffer(size_t bytes) {
+    if (bytes == 0) return;
+    if (posix_memalign(&data, 64, bytes) != 0) std::abort();
+    std::memset(data, 0, bytes);  // 0 is a number in every dtype
+  }
+  Buffer(Buffer&& other) : data(other.data) { other.data = nullptr; }
+  ~Buffer() { std::free(data); }
+  void* data = nullptr;
+};
+
+struct Tensor {
+  Tensor(size_t size, int64_t n, int64_t c, int64_t t, int64_t f, bool channels_last)
+      : buffer(size_t(n * c * t * f) * size) {
+    map = channels_last ? Map{buffer.data, t * f * c, 1, f * c, c}
+                        : Map{buffer.data, c * t * f, t * f, f, 1};
+  }
+  Buffer buffer;
+  Map map;
+};
+
+struct Weights {
+  Weights(size_t size, int64_t in, int64_t out)
+      : pointwise(size_t(in * out) * size),
+        time(size_t(3 * out) * size),
+        freq(size_t(3 * out) * size),
+        bias(size_t(out) * size) {}
+  Buffer pointwise, time, freq, bias;
+};
+
+size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+void forward(const Kernels& k, DType dtype, size_t size) {
+  const int64_t n = draw(1, 3), t = draw(1, 20), f = draw(1, 40);
+  const bool single = draw(0, 1) == 0;
+  std::vector<Weights> weights;
+  std::vector<Block> blocks;
+  int64_t channels = draw(0, 2) == 0 ? 1 : draw(0, 40), frames = t, bins = f;
+  const int64_t first = channels;
+  for (int64_t i = draw(1, 3); i > 0; --i) {
+    const int64_t out = draw(1, 90), pool = draw(1, 3);
+    if (frames / pool == 0 || bins / pool == 0) break;
+    frames /= pool;
+    bins /= pool;
+    weights.emplace_back(size, channels, out);
+    const Weights& w = weights.back();
+    blocks.push_back({w.pointwise.data, w.time.data, w.freq.data, single ? nullptr : w.bias.data,
+                      channels, out, draw(1, 4) == 4 ? 1000 : draw(1, 3), pool, true});
+    channels = out;
+  }
+  if (blocks.empty()) return;
+  const Tensor x(size, n, first, t, f, draw(0, 1)), y(size, n, channels, frames, bins, draw(0, 1));
+  const Buffer scale(size_t(f) * size), shift(size_t(f) * size);
+  const int32_t stripes[] = {0, -5, 3, 1, 2, 1000, 1, 5, 2, 7, 0, 9};
+  std::vector<int32_t> all;
+  for (int64_t i = 0; i < n; ++i) all.insert(all.end(), stripes, stripes + 12);
+  Forward job{
+      dtype,      n,          t,          f, blocks.data(),   int64_t(blocks.size()), x.map, y.map,
+      scale.data, shift.data, all.data(), 4, draw(0, 1) == 1, draw(1, frames)};
+  const Buffer packed(padded(k.forward_weights_bytes(job)));
+  k.forward_pack(job, packed.data);
+  for (int64_t item = 0; item < n * job.strips; ++item) {
+    const Buffer scratch(padded(k.forward_scratch_bytes(job)));
+    k.forward_run(job, packed.data, scratch.data, item);
+  }
+}
+
+void backward(const Kernels& k, DType dtype, size_t size) {
+  const int64_t n = draw(1, 3), t = draw(1, 20), f = draw(1, 40);
+  const int64_t in = draw(0, 2) == 0 ? 1 : draw(0, 40), out = draw(0, 90);
+  const bool relu = draw(0, 1);
+  const int64_t pool = relu ? draw(1, 3) : 1;
+  const Weights w(size, in, out), d(size, in, out);
+  const Tensor x(size, n, in, t, f, draw(0, 1)), dx(size, n, in, t, f, draw(0, 1)),
+      grad(size, n, out, t / pool, f / pool, draw(0, 1));
+  Backward job{
+      dtype,
+      n,
+      t,
+      f,
+      {w.pointwise.data, w.time.data, w.freq.data, w.bias.data, in, out, draw(1, 5), pool, relu},
+      x.map,
+      grad.map,
+      dx.map,
+      d.pointwise.data,
+      d.time.data,
+      d.freq.data,
+      d.bias.data,
+      draw(1, t),
+      0};
+  job.groups = draw(1, n * job.strips);
+  const Buffer packed(padded(k.backward_weights_bytes(job)));
+  k.backward_pack(job, packed.data);
+  const size_t partial = k.backward_partial_bytes(job);
+  const Buffer partials(partial * size_t(job.groups));
+  for (int64_t group = 0; group < job.groups; ++group) {
+    const Buffer scratch(padded(k.backward_scratch_bytes(job)));
+    k.backward_run(job, packed.data, scratch.data,
+                   static_cast<char*>(partials.data) + size_t(group) * partial, group);
+  }
+  k.backward_reduce(job, partials.data);
+}
+
+}  // namespace
+
+int main(int, char** argv) {
+  generator.seed(unsigned(std::atoi(argv[1])));
+  std::vector<const Kernels*> builds = {&kernels_baseline()};
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    builds.push_back(&kernels_avx2());
+  }
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
+    builds.push_back(&kernels_avx512());
+    if (__builtin_cpu_supports("avx512bf16")) builds.push_back(&kernels_avx512bf16());
+  }
+#endif
+  const struct {
+    DType dtype;
+    size_t size;
+  } dtypes[] = {{DType::f32, 4}, {DType::f64, 8}, {DType::bf16, 2}, {DType::f16, 2}};
+  int runs = 0;
+  for (int i = 0; i < 100; ++i) {
+    for (const Kernels* kernels : builds) {
+      for (const auto& [dtype, size] : dtypes) {
+        forward(*kernels, dtype, size);
+        backward(*kernels, dtype, size);
+        runs += 2;
+      }
+    }
+  }
+  std::printf("%d runs\n", runs);
+}

@@ -1,0 +1,72 @@
+"""What is built and shipped: the abi3 wheel, the source distribution, the pure-Python install."""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_installed_wheel_serves_every_python_from_3_11() -> None:
+    wheel = importlib.metadata.distribution("fastsep").read_text("WHEEL")
+    assert wheel is not None
+    assert "Tag: cp311-abi3-" in wheel
+
+
+def test_the_source_distribution_holds_every_tracked_source(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--sdist",
+        "--no-isolation",
+        "--outdir",
+        tmp_path,
+        ROOT,
+    ]
+    environment = os.environ | {"FASTSEP_NO_EXT": "1"}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    (archive,) = tmp_path.glob("fastsep-*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    wanted = {
+        str(path.relative_to(ROOT))
+        for folder in ("fastsep", "asc", "csrc")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in {".py", ".cpp", ".h", ".inc", ".cu"}
+    }
+    assert {"csrc/register.cpp", "csrc/cpu/kernels.h", "csrc/cuda/cross.cu"} <= wanted
+    assert wanted | {"setup.py", "pyproject.toml", "LICENSE", "README.md"} <= names
+
+
+def test_without_a_compiler_it_installs_and_runs_on_the_reference(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", tmp_path,
+               "--no-build-isolation", ROOT]  # fmt: skip
+    environment = os.environ | {"FASTSEP_NO_EXT": "1", "PYTHONPATH": str(tmp_path)}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    assert not list(tmp_path.rglob("*.so"))
+    program = """
+import json, torch, fastsep
+assert fastsep.__file__.startswith(__import__("os").environ["PYTHONPATH"]), fastsep.__file__
+block = fastsep.SepConvBlock(3, 5)
+block(torch.randn(2, 3, 8, 8)).sum().backward()
+status = fastsep.backends()["cpu"]
+shape = block.eval()(torch.ones(1, 3, 9, 8)).shape
+print(json.dumps([status.available, status.detail, list(shape)]))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+    )
+    assert run.returncode == 0, run.stderr
+    available, detail, shape = json.loads(run.stdout)
+    assert not available
+    assert "was not built" in detail
+    assert shape == [1, 5, 4, 4]

@@ -1,0 +1,92 @@
+"""Audio files in, fixed-length 44.1 kHz mono clips out."""
+
+import math
+from pathlib import Path
+
+import soundfile
+import torch
+from torch import Tensor
+from torchaudio.functional import resample
+
+from asc.errors import UserError
+from asc.features import CLIP_SAMPLES, MAX_AMPLITUDE, SAMPLE_RATE
+
+# The resampling filter holds about (rate in / gcd) * (rate out / gcd) float32 values: 1 GiB here.
+MAX_RESAMPLING_TAPS = 2**28
+
+
+def read_audio(path: str | Path, *, max_seconds: float | None = None) -> Tensor:
+    """Read an audio file as mono at 44.1 kHz.
+
+    Any format and sample type libsndfile knows (WAV of 16, 24, 32 bit and float, FLAC, Ogg, ...);
+    integers are scaled to +-1, channels are averaged, other sample rates are resampled
+    (windowed sinc, torchaudio).
+
+    Args:
+        path: the file.
+        max_seconds: read no more than this from the start; None reads everything.
+
+    Returns:
+        ``(samples,)`` float32.
+
+    Raises:
+        UserError: the file is missing, a directory, unreadable or corrupt, empty, holds NaN,
+            infinite or huge samples, or has a sample rate that cannot be resampled.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise UserError(f"{path}: is a directory, expected an audio file")
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+        with soundfile.SoundFile(path) as file:
+            rate = file.samplerate
+            frames = -1 if max_seconds is None else math.ceil(max_seconds * rate)
+            samples = file.read(frames, dtype="float32", always_2d=True)
+    # TypeError: soundfile wants extra arguments for headerless .raw files.
+    except (soundfile.SoundFileError, OSError, TypeError) as error:
+        reason = getattr(error, "error_string", "") or str(error)
+        raise UserError(f"{path}: cannot be read as audio ({_one_line(reason)})") from error
+    if samples.size == 0:
+        raise UserError(f"{path}: holds no audio samples")
+
+    waveform = torch.from_numpy(samples).mean(dim=1)
+    if not (waveform.abs() <= MAX_AMPLITUDE).all():  # written so that NaN fails too
+        raise UserError(f"{path}: holds NaN, infinite or huge samples")
+    if rate == SAMPLE_RATE:
+        return waveform
+    divisor = math.gcd(rate, SAMPLE_RATE)
+    if (rate // divisor) * (SAMPLE_RATE // divisor) > MAX_RESAMPLING_TAPS:
+        raise UserError(
+            f"{path}: sample rate {rate} Hz has too small a common divisor with {SAMPLE_RATE} Hz "
+            "to resample; convert the file to 44.1 kHz first"
+        )
+    return resample(waveform, rate, SAMPLE_RATE)
+
+
+def fit_length(waveform: Tensor, samples: int = CLIP_SAMPLES) -> Tensor:
+    """Make a waveform exactly ``samples`` long.
+
+    Longer ones are cropped to their start. Shorter ones are repeated from their start until they
+    are long enough: zero padding would put a block of -100 dB into the log-mel, which no training
+    clip has and the network's pooling over time would see.
+
+    Args:
+        waveform: ``(length,)``, at least one sample.
+
+    Raises:
+        ValueError: not one-dimensional, or empty.
+    """
+    if waveform.ndim != 1 or waveform.shape[0] == 0:
+        raise ValueError(f"waveform must be (samples,) and not empty, got {tuple(waveform.shape)}")
+    return waveform.repeat(math.ceil(samples / waveform.shape[0]))[:samples]
+
+
+def load_clip(path: str | Path) -> Tensor:
+    """Read the first 10 s of an audio file as ``(441000,)`` float32; see :func:`read_audio` for
+    what is read and raised, :func:`fit_length` for shorter files."""
+    return fit_length(read_audio(path, max_seconds=CLIP_SAMPLES / SAMPLE_RATE))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split()).rstrip(".")

@@ -1,0 +1,83 @@
+"""One door to every data set layout."""
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from asc.data.folders import read_folders
+from asc.data.scenes import SCENES, Clip, ClipList
+from asc.data.tau import SETUP_FOLDER, Split, read_tau
+from asc.errors import UserError
+
+EVALUATE_SHARE = 0.2
+
+
+def open_dataset(root: str | Path, split: Split, classes: Sequence[str] | None = None) -> ClipList:
+    """Open one split of a data set, whatever its layout.
+
+    1. TAU: ``root/evaluation_setup/`` is there, see :func:`asc.data.read_tau`.
+    2. ``root/train/<class>/*.wav`` and ``root/evaluate/<class>/*.wav``; the classes are those of
+       ``train``.
+    3. ``root/<class>/*.wav``: of every class 20 % (at least one clip) is held out for
+       evaluation. Which ones is decided by a hash of the file names, so it is the same on every
+       machine; recordings of one place may end up on both sides.
+
+    Args:
+        root: the data set's folder.
+        split: "train", "evaluate", or "test" (TAU only: clips without labels).
+        classes: for layouts 2 and 3, the classes in label order (of a trained model, say), of which
+            some may have no folder; None takes them from the folders.
+
+    Raises:
+        UserError: none of these layouts, or what the readers raise.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such data set folder")
+    if split not in ("train", "evaluate", "test"):
+        raise UserError(f"unknown split '{split}': choose one of train, evaluate, test")
+    if (root / SETUP_FOLDER).is_dir():
+        if classes is not None and tuple(classes) != SCENES:
+            raise UserError(
+                f"{root}: a TAU data set has the ten TAU scenes as classes, in their order"
+            )
+        return read_tau(root, split)
+    if split == "test":
+        raise UserError(f"{root}: only data sets in TAU layout have a test split")
+    train, evaluate = root / "train", root / "evaluate"
+    if train.is_dir() and evaluate.is_dir():
+        if split == "train":
+            return read_folders(train, classes)
+        return read_folders(evaluate, classes or read_folders(train).classes)
+    if train.is_dir() or evaluate.is_dir():
+        missing = evaluate if train.is_dir() else train
+        raise UserError(f"{missing}: no such folder (train and evaluate come in pairs)")
+    try:
+        clips = read_folders(root, classes)
+    except UserError as error:
+        raise UserError(
+            f"{error} (a data set is a TAU folder with {SETUP_FOLDER}/, or train/ and evaluate/ "
+            "with a folder per class in each, or one folder per class)"
+        ) from error
+    return _held_out(root, clips, split)
+
+
+def _held_out(root: Path, clips: ClipList, split: Split) -> ClipList:
+    """The deterministic stratified part of the clips that belongs to a split."""
+    by_label: dict[int | None, list[Clip]] = defaultdict(list)
+    for clip in clips:
+        by_label[clip.label].append(clip)
+    held_out: set[Clip] = set()
+    for label, members in by_label.items():
+        if len(members) < 2 and label is not None:
+            raise UserError(
+                f"{root / clips.classes[label]}: has a single audio file; at least two are needed, "
+                "one to train on and one to evaluate on"
+            )
+        members.sort(key=lambda clip: hashlib.sha256(os.fsencode(clip.path.name)).digest())
+        held_out.update(members[: max(1, round(EVALUATE_SHARE * len(members)))])
+    chosen = tuple(clip for clip in clips if (clip in held_out) == (split == "evaluate"))
+    return replace(clips, clips=chosen)

@@ -1,0 +1,65 @@
+"""What a clip is, and the scenes and devices of TAU Urban Acoustic Scenes 2020 Mobile."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+SCENES = (
+    "airport",
+    "bus",
+    "metro",
+    "metro_station",
+    "park",
+    "public_square",
+    "shopping_mall",
+    "street_pedestrian",
+    "street_traffic",
+    "tram",
+)
+DEVICES = ("a", "b", "c", "s1", "s2", "s3", "s4", "s5", "s6")
+
+# scene-city-location-segment-device; evaluation sets have devices beyond those of DEVICES.
+_TAU_NAME = re.compile(r"[^-]+-[^-]+-[^-]+-[^-]+-([a-z]|s\d+)")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One audio file; label indexes the classes of its list, None where it is not known."""
+
+    path: Path
+    label: int | None
+    device: str | None
+
+
+@dataclass(frozen=True)
+class ClipList:
+    """A sequence of clips and the names of their classes, in label order."""
+
+    classes: tuple[str, ...]
+    clips: tuple[Clip, ...]
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> Clip:
+        return self.clips[index]
+
+    def __iter__(self) -> Iterator[Clip]:
+        return iter(self.clips)
+
+    @property
+    def labels(self) -> tuple[int | None, ...]:
+        """Every clip's label, in order."""
+        return tuple(clip.label for clip in self.clips)
+
+    @property
+    def devices(self) -> tuple[str | None, ...]:
+        """Every clip's device, in order."""
+        return tuple(clip.device for clip in self.clips)
+
+
+def device_from_name(path: Path) -> str | None:
+    """The device of a file named scene-city-location-segment-device.*, else None."""
+    match = _TAU_NAME.fullmatch(path.stem)
+    return match.group(1) if match else None

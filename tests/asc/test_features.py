@@ -1,0 +1,111 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from asc.data.audio import load_clip
+from asc.features import CLIP_SAMPLES, HOP, N_FFT, N_MELS, SAMPLE_RATE, LogMel
+
+SHARED = Path(__file__).parents[2].parent / "shared"
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def slaney_mel(hertz: np.ndarray) -> np.ndarray:
+    """Slaney's scale from its definition: linear to 1 kHz, then 27 steps per factor 6.4."""
+    linear = hertz * 3 / 200
+    log = 15 + 27 * np.log(np.maximum(hertz, 1000) / 1000) / math.log(6.4)
+    return np.where(hertz < 1000, linear, log)
+
+
+def reference_logmel(waveform: np.ndarray) -> np.ndarray:
+    """SPEC section 3 in float64 numpy."""
+    padded = np.pad(waveform.astype(np.float64), N_FFT // 2, mode="reflect")
+    frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP]
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(N_FFT) / N_FFT)
+    power = np.abs(np.fft.rfft(frames * window)) ** 2
+    grid = np.linspace(0, SAMPLE_RATE / 2, 2**20)
+    mels = np.linspace(0, slaney_mel(np.array([SAMPLE_RATE / 2.0]))[0], N_MELS + 2)
+    edges = np.interp(mels, slaney_mel(grid), grid)
+    freqs = np.arange(N_FFT // 2 + 1) * SAMPLE_RATE / N_FFT
+    low, mid, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    triangles = np.minimum((freqs - low) / (mid - low), (high - freqs) / (high - mid)).clip(0)
+    return 10 * np.log10(np.maximum(power @ (triangles * 2 / (high - low)).T, 1e-10))
+
+
+def test_matches_a_float64_reference() -> None:
+    waveform = torch.randn(20_000, generator=torch.Generator().manual_seed(0)) * 0.1
+    logmel = LogMel()(waveform)
+    assert logmel.shape == (1, 1, 1 + 20_000 // HOP, N_MELS)
+    assert logmel.dtype == torch.float32
+    # float32 power is good to about 1e-5 relative where noise fills all bins: 4e-5 dB; 1e-2 leaves
+    # room for the interpolated edges and thin filters, and a wrong scale or norm is off by > 0.1.
+    np.testing.assert_allclose(logmel[0, 0].numpy(), reference_logmel(waveform.numpy()), atol=1e-2)
+
+
+def test_clip_has_431_frames_and_silence_is_the_floor() -> None:
+    logmel = LogMel()(torch.zeros(2, CLIP_SAMPLES))
+    assert logmel.shape == (2, 1, 431, 256)
+    assert (logmel == -100).all()
+
+
+def test_batch_equals_singles() -> None:
+    waveform = torch.randn(3, 5000)
+    front_end = LogMel()
+    singles = torch.cat([front_end(row) for row in waveform])
+    torch.testing.assert_close(front_end(waveform), singles, rtol=0, atol=1e-3)
+
+
+def test_no_state() -> None:
+    front_end = LogMel()
+    assert front_end.state_dict() == {}
+    assert list(front_end.parameters()) == []
+    assert len(list(front_end.buffers())) == 2  # window and filter bank still move with .to()
+
+
+def test_autocast_does_not_touch_it() -> None:
+    waveform, front_end = torch.randn(4096), LogMel()
+    expected = front_end(waveform)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(front_end(waveform), expected)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
+def test_non_finite_samples(bad: float) -> None:
+    waveform = torch.zeros(2, 4096)
+    waveform[1, 7] = bad
+    with pytest.raises(ValueError, match="finite"):
+        LogMel()(waveform)
+
+
+def test_largest_amplitude_stays_finite() -> None:
+    square = torch.ones(8192).mul(1e15)
+    assert LogMel()(square).isfinite().all()
+
+
+def test_shape_and_dtype_errors() -> None:
+    front_end = LogMel()
+    with pytest.raises(ValueError, match="1025"):
+        front_end(torch.zeros(1024))
+    assert front_end(torch.zeros(1025)).shape == (1, 1, 2, 256)
+    with pytest.raises(ValueError, match=r"\(1, 1, 4096\)"):
+        front_end(torch.zeros(1, 1, 4096))
+    with pytest.raises(TypeError, match="float64"):
+        front_end(torch.zeros(4096, dtype=torch.float64))
+    with pytest.raises(TypeError, match="ndarray"):
+        front_end(np.zeros(4096, dtype=np.float32))
+
+
+@pytest.mark.parametrize("recording", ["metro_station-paris", "street_traffic-dcase"])
+def test_golden_features(recording: str) -> None:
+    golden = SHARED / "upstream" / "golden_ce_tta.npz"
+    if not golden.is_file():
+        pytest.skip("shared folder not there")
+    expected = np.load(golden)[f"{recording}/logmel"]
+    logmel = LogMel()(load_clip(SHARED / "audio" / f"{recording}.wav"))
+    assert np.abs(logmel[0, 0].numpy() - expected).max() < 0.05

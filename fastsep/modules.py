@@ -102,10 +102,14 @@ class SepConvBlock(nn.Module):
 
 
 class SepConvStack(nn.Sequential):
-    """Consecutive `SepConvBlock`s; in eval mode one streaming pass over all of them."""
+    """Consecutive `SepConvBlock`s; in eval mode one streaming pass over all of them.
 
-    def __init__(self, blocks: Iterable[SepConvBlock]) -> None:
+    compute: "bf16" trades accuracy for speed in that pass, see `sep_conv2d_stack`.
+    """
+
+    def __init__(self, blocks: Iterable[SepConvBlock], *, compute: str | None = None) -> None:
         super().__init__(*blocks)
+        self.compute = compute
 
     def forward(
         self,
@@ -120,7 +124,7 @@ class SepConvStack(nn.Sequential):
             scale, shift = affine if affine is not None else (None, None)
             return super().forward(load(x, scale, shift, stripes))
         parameters = [block.inference_parameters() for block in blocks]
-        return sep_conv2d_stack(x, parameters, affine=affine, stripes=stripes)
+        return sep_conv2d_stack(x, parameters, affine=affine, stripes=stripes, compute=self.compute)
 
 
 def uses_batch_statistics(bn: nn.BatchNorm2d) -> bool:

@@ -7,7 +7,7 @@ you already have, `backends` says what runs here and why.
 """
 
 from fastsep.backends import BackendStatus, backends, use_backend
-from fastsep.folding import fold_batchnorm
+from fastsep.folding import batch_norm_affine, fold_batchnorm
 from fastsep.functional import (
     BlockParameters,
     sep_conv2d,
@@ -27,6 +27,7 @@ __all__ = [
     "SepConvStack",
     "__version__",
     "backends",
+    "batch_norm_affine",
     "fold_batchnorm",
     "fuse",
     "sep_conv2d",

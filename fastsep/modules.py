@@ -1,7 +1,8 @@
 """Layers: drop-in modules that train with batch norm and run folded in eval mode."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +112,9 @@ class SepConvStack(nn.Sequential):
         super().__init__(*blocks)
         self.compute = compute
 
+    def __iter__(self) -> Iterator[SepConvBlock]:  # nn.Sequential promises only modules
+        return cast(Iterator[SepConvBlock], super().__iter__())
+
     def forward(
         self,
         x: Tensor,
@@ -119,11 +123,10 @@ class SepConvStack(nn.Sequential):
         stripes: Tensor | None = None,
     ) -> Tensor:
         """x (N, C, T, F); affine, stripes and result as for `sep_conv2d_stack`."""
-        blocks = [block for block in self if isinstance(block, SepConvBlock)]
-        if any(block.bn is not None and uses_batch_statistics(block.bn) for block in blocks):
+        if any(block.bn is not None and uses_batch_statistics(block.bn) for block in self):
             scale, shift = affine if affine is not None else (None, None)
             return super().forward(load(x, scale, shift, stripes))
-        parameters = [block.inference_parameters() for block in blocks]
+        parameters = [block.inference_parameters() for block in self]
         return sep_conv2d_stack(x, parameters, affine=affine, stripes=stripes, compute=self.compute)
 
 

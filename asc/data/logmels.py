@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from numpy.lib import format as npy
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -21,6 +19,7 @@ from asc.data.scenes import ClipList
 from asc.errors import UserError
 from asc.features import CLIP_SAMPLES, HOP, N_FFT, N_MELS, SAMPLE_RATE, LogMel
 from asc.files import atomic
+from asc.progress import tracked
 
 FRAMES = 1 + CLIP_SAMPLES // HOP
 # What the cached numbers depend on besides the audio; raise the first when the code changes them.
@@ -89,8 +88,7 @@ class LogMels(Dataset[tuple[Tensor, int]]):
 def _compute(clips: ClipList) -> Iterator[NDArray[np.float32]]:
     """Log-mels ``(431, 256)`` one by one, under a progress bar."""
     logmel = LogMel()
-    console = Console(stderr=True)
-    for clip in track(clips.clips, description="log-mels", console=console):
+    for clip in tracked(clips.clips, "log-mels"):
         yield logmel(load_clip(clip.path))[0, 0].numpy()
 
 

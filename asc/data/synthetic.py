@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
 from asc.data.scenes import DEVICES, SCENES
 from asc.errors import UserError
 from asc.features import SAMPLE_RATE
+from asc.progress import tracked
 
 Array = NDArray[np.float32]
 
@@ -188,8 +187,7 @@ def _plan(clips_per_scene: int, seed: int) -> Iterator[_Plan]:
 
 def _write_into(root: Path, clips_per_scene: int, samples: int, seed: int) -> None:
     plans = list(_plan(clips_per_scene, seed))
-    console = Console(stderr=True)
-    for plan in track(plans, description="synthetic scenes", console=console):
+    for plan in tracked(plans, "synthetic scenes"):
         audio = synthesize(plan.scene, plan.device, (seed, plan.place, plan.segment), samples)
         soundfile.write(root / "audio" / f"{plan.name}.wav", audio, SAMPLE_RATE, subtype="PCM_24")
 

@@ -1,0 +1,252 @@
+"""CNN6 and its separable 60 000-parameter form."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from asc.augment import apply_stripes, draw_stripes
+from asc.data.scenes import SCENES
+from asc.features import N_MELS
+from fastsep import SepConvBlock, SepConvStack, batch_norm_affine, fold_batchnorm
+
+WIDTHS = (64, 128, 128, 128)  # output channels of the blocks
+MIN_FRAMES = 2 ** len(WIDTHS)  # every block halves T
+
+
+@dataclass(frozen=True)
+class SpecAugment:
+    """Bounds of the masks a network is trained with; test-time augmentation draws the same.
+
+    time_width (frames) and freq_width (bins) bound the widths of the stripes, exclusively;
+    stripes: how many there are per axis.
+    """
+
+    time_width: int = 128
+    freq_width: int = 32
+    stripes: int = 2
+
+    def draw(
+        self, n: int, num_frames: int, num_bins: int, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Stripes (n, 2 * self.stripes, 3) for n samples; see `asc.augment.draw_stripes`."""
+        return draw_stripes(
+            n,
+            num_frames,
+            num_bins,
+            time_width=self.time_width,
+            freq_width=self.freq_width,
+            stripes=self.stripes,
+            generator=generator,
+        )
+
+
+class MelAffine(nn.Module):
+    """Scale and shift per mel bin: what a folded BN-mel is. scale, shift: (256,)."""
+
+    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(scale)
+        self.shift = nn.Parameter(shift)
+
+
+class _Network(nn.Module):
+    """What both networks share: BN-mel before the blocks, global pooling and the MLP after them.
+
+    classes: names of the outputs; specaugment: the masks it is trained with. Checkpoints hold both.
+    """
+
+    def __init__(self, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        named = num_classes == len(SCENES)
+        self.classes = SCENES if named else tuple(f"class {i}" for i in range(num_classes))
+        self.specaugment = SpecAugment()
+        self.bn0: nn.BatchNorm2d | MelAffine = nn.BatchNorm2d(N_MELS)
+        self.dropout = nn.Dropout(dropout)
+        self.fc1 = nn.Linear(WIDTHS[-1], WIDTHS[-1])
+        self.fc2 = nn.Linear(WIDTHS[-1], num_classes)
+
+    def head(self, x: Tensor) -> Tensor:
+        """Feature map (N, 128, T, F) -> logits (N, classes)."""
+        x = x.mean(dim=3)
+        x = x.amax(dim=2) + x.mean(dim=2)
+        x = torch.relu(self.fc1(self.dropout(x)))
+        return self.fc2(self.dropout(x))
+
+
+class Cnn6Sep(_Network):
+    """The DCASE 2021 Task 1A report's network: CNN6 with separable convolutions.
+
+    Log-mel -> batch norm per mel bin -> four blocks (1 -> 64 -> 128 -> 128 -> 128 channels; see
+    `fastsep.SepConvBlock`) -> mean over mel bins, then max over time plus mean over time -> MLP.
+
+    Args:
+        num_classes: number of outputs.
+        dropout: probability, before each linear layer.
+    """
+
+    def __init__(self, num_classes: int = 10, dropout: float = 0.2) -> None:
+        super().__init__(num_classes, dropout)
+        widths = (1, *WIDTHS)
+        self.blocks = SepConvStack(SepConvBlock(a, b) for a, b in pairwise(widths))
+
+    def forward(self, logmel: Tensor, stripes: Tensor | None = None) -> Tensor:
+        """Logits of a batch.
+
+        In eval mode BN-mel and the stripes are applied as the first block loads its input, so
+        `logmel.expand(K, ...)` under K sets of stripes costs no K copies of it.
+
+        Args:
+            logmel: (N, 1, T, 256) in dB, T at least 16, of the parameters' dtype and device.
+            stripes: integers (N, S, 3) of (axis, start, stop), set to 0 after BN-mel; see
+                `asc.augment.draw_stripes`.
+
+        Returns:
+            (N, num_classes).
+
+        Raises:
+            ValueError, TypeError: shapes or dtypes that do not fit.
+        """
+        _check(logmel)
+        if isinstance(self.bn0, nn.BatchNorm2d) and self.bn0.training:
+            return self.head(self.blocks(_per_bin(self.bn0, logmel), stripes=stripes))
+        return self.head(self.blocks(logmel, affine=self._affine(self.bn0), stripes=stripes))
+
+    @staticmethod
+    def _affine(bn0: nn.Module) -> tuple[Tensor, Tensor]:
+        if isinstance(bn0, MelAffine):
+            return bn0.scale, bn0.shift
+        assert isinstance(bn0, nn.BatchNorm2d)
+        scale, shift = batch_norm_affine(bn0)
+        return scale.to(bn0.weight.dtype), shift.to(bn0.weight.dtype)
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether the batch norms are gone, see `folded`."""
+        return isinstance(self.bn0, MelAffine)
+
+    def folded(self, *, eps: float | None = None) -> Self:
+        """A copy for inference with every batch norm folded away: 62 474 parameters (10 classes).
+
+        The copy is in eval mode, needs no gradients and keeps the dtype. A folded network is copied
+        as it is.
+
+        Args:
+            eps: instead of each batch norm's own 1e-5 in 1 / sqrt(var + eps). 0 reproduces the
+                numbers published for the report's weights; do not use it for anything else, a
+                channel that hardly ever varied in training blows up.
+
+        Source: DCASE 2021 Task 1A report, eq. 3-5.
+        """
+        model = fold_batchnorm(self, eps=eps)
+        if isinstance(model.bn0, nn.BatchNorm2d):
+            with torch.no_grad():
+                affine = batch_norm_affine(model.bn0, eps)
+            model.bn0 = MelAffine(*(tensor.to(self.fc1.weight.dtype) for tensor in affine))
+        return model.requires_grad_(False)
+
+
+class Cnn6(_Network):
+    """CNN6 of PANNs at the separable network's widths, for comparison.
+
+    Four dense 5x5 convolutions (padding 2, no bias) of 64, 128, 128, 128 channels, each followed by
+    batch norm, ReLU and 2x2 average pooling; the rest is `Cnn6Sep`'s. PANNs itself goes to 512.
+
+    Source: Kong et al., "PANNs: Large-Scale Pretrained Audio Neural Networks", 2020.
+    """
+
+    def __init__(self, num_classes: int = 10, dropout: float = 0.2) -> None:
+        super().__init__(num_classes, dropout)
+        widths = (1, *WIDTHS)
+        self.blocks = nn.Sequential(
+            *(
+                nn.Sequential(
+                    nn.Conv2d(a, b, 5, padding=2, bias=False),
+                    nn.BatchNorm2d(b),
+                    nn.ReLU(),
+                    nn.AvgPool2d(2),
+                )
+                for a, b in pairwise(widths)
+            )
+        )
+
+    def forward(self, logmel: Tensor, stripes: Tensor | None = None) -> Tensor:
+        """As `Cnn6Sep.forward`."""
+        _check(logmel)
+        x = _per_bin(self.bn0, logmel)
+        if stripes is not None:
+            x = apply_stripes(x, stripes)
+        return self.head(self.blocks(x))
+
+
+def _check(logmel: Tensor) -> None:
+    if logmel.ndim != 4 or logmel.shape[1] != 1 or logmel.shape[3] != N_MELS:
+        raise ValueError(f"logmel must be (N, 1, T, {N_MELS}), got {tuple(logmel.shape)}")
+    if logmel.shape[2] < MIN_FRAMES:
+        raise ValueError(
+            f"logmel must have at least {MIN_FRAMES} frames, since four blocks halve them, "
+            f"got {logmel.shape[2]}"
+        )
+
+
+def _per_bin(bn0: nn.Module, logmel: Tensor) -> Tensor:
+    """Batch norm over the mel bins: the F axis takes the place of the channels."""
+    return bn0(logmel.transpose(1, 3)).transpose(1, 3)
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One line of `parameter_table`; shape is (C, T, F), or what there is of it."""
+
+    layer: str
+    shape: tuple[int, ...]
+    test_time: int
+    training_time: int
+
+
+def parameter_table(model: Cnn6Sep, num_frames: int = 431) -> list[LayerRow]:
+    """Layers, output shapes and parameter counts, all taken from the network itself.
+
+    Test time counts the folded network's parameters; training time those of the trainable one with
+    its running statistics. A folded network's training-time counts are those of a new `Cnn6Sep`.
+    """
+    folded = model.folded()
+    trained = Cnn6Sep(len(model.classes)) if model.is_folded else model
+
+    def rows() -> Iterator[LayerRow]:
+        x = folded.fc1.weight.new_zeros(1, 1, num_frames, N_MELS)
+        yield _row("BN-mel", x, [folded.bn0], [trained.bn0])
+        with torch.no_grad():
+            for i, (block, twin) in enumerate(zip(folded.blocks, trained.blocks, strict=True), 1):
+                channels = x.shape[1]
+                x = block(x)
+                yield _row(f"block {i}, {channels} -> {x.shape[1]}", x, [block], [twin])
+        x = x[:, :, 0, 0]
+        yield _row("global pooling", x, [], [])
+        hidden, classes = folded.fc2.in_features, folded.fc2.out_features
+        mlp = f"MLP {x.shape[1]} -> {hidden} -> {classes}"
+        yield _row(mlp, x[:, :1].expand(1, classes), [folded.fc1, folded.fc2],
+                   [trained.fc1, trained.fc2])  # fmt: skip
+
+    return list(rows())
+
+
+def _row(
+    layer: str, output: Tensor, test_time: list[nn.Module], training_time: list[nn.Module]
+) -> LayerRow:
+    return LayerRow(layer, tuple(output.shape[1:]), _count(test_time), _count(training_time))
+
+
+def _count(modules: list[nn.Module]) -> int:
+    """Values in the modules' states, num_batches_tracked (no number the network uses) left out."""
+    return sum(
+        tensor.numel()
+        for module in modules
+        for name, tensor in module.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    )

@@ -1,0 +1,173 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastsep
+from asc.augment import apply_stripes
+from asc.model import Cnn6, Cnn6Sep, SpecAugment, parameter_table
+
+# The report's table, from the layers' shapes: (layer, output, values at test time, in training).
+TABLE = [
+    ("BN-mel", (1, 431, 256), 2 * 256, 4 * 256),
+    ("block 1, 1 -> 64", (64, 215, 128), (1 + 6 + 1) * 64, (1 + 6 + 4) * 64),
+    ("block 2, 64 -> 128", (128, 107, 64), (64 + 6 + 1) * 128, (64 + 6 + 4) * 128),
+    ("block 3, 128 -> 128", (128, 53, 32), (128 + 6 + 1) * 128, (128 + 6 + 4) * 128),
+    ("block 4, 128 -> 128", (128, 26, 16), (128 + 6 + 1) * 128, (128 + 6 + 4) * 128),
+    ("global pooling", (128,), 0, 0),
+    ("MLP 128 -> 128 -> 10", (10,), 129 * 128 + 129 * 10, 129 * 128 + 129 * 10),
+]
+
+
+def logmels(n: int, frames: int = 32, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 15 * torch.randn(n, 1, frames, 256, generator=generator, dtype=torch.float64) - 60
+
+
+def trained(model: nn.Module) -> nn.Module:
+    """Float64, in eval mode, with statistics as after training: each batch norm sees its input."""
+    torch.manual_seed(0)
+    model = model.double()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+            module.momentum = None  # running statistics are those of the one batch below
+    model.train()(logmels(8, seed=9))
+    return model.eval()
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_parameter_table_is_the_reports(fold: bool) -> None:
+    model = Cnn6Sep()
+    rows = parameter_table(model.folded() if fold else model)
+    assert [(r.layer, r.shape, r.test_time, r.training_time) for r in rows] == TABLE
+    assert sum(row.test_time for row in rows) == 62_474
+    assert sum(row.training_time for row in rows) == 64_330
+
+
+def test_folded_network_has_as_many_parameters_and_nothing_else() -> None:
+    folded = Cnn6Sep().folded()
+    assert sum(p.numel() for p in folded.parameters()) == 62_474
+    assert sum(t.numel() for t in folded.state_dict().values()) == 62_474
+    assert not any(p.requires_grad for p in folded.parameters())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+
+
+def test_folding_keeps_the_outputs_and_the_original() -> None:
+    model = trained(Cnn6Sep())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    folded = model.folded()
+    x, stripes = logmels(2), SpecAugment(8, 32).draw(2, 32, 256)
+    for masks in (None, stripes):
+        # Sums of up to 128 products per layer: rounding far below 1e-12.
+        assert_close(folded(x, masks), model(x, masks), 1e-12)
+    assert folded.is_folded and not model.is_folded
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    twice = folded.folded()
+    assert torch.equal(twice(x), folded(x))
+
+
+def test_eps_of_folding() -> None:
+    """A channel that hardly varied: eps decides the scale, and eps=0 leaves it out."""
+    model = trained(Cnn6Sep())
+    block = model.blocks[0]
+    assert isinstance(block, fastsep.SepConvBlock) and block.bn is not None
+    block.bn.running_var[7] = 1e-10
+    kept, gone = (model.folded(eps=eps).blocks[0].conv.time_taps[7] for eps in (None, 0))
+    ratio = ((1e-10 + block.bn.eps) / 1e-10) ** 0.5
+    torch.testing.assert_close(gone, ratio * kept, rtol=1e-12, atol=0)
+
+
+def test_bn_mel_is_per_bin_and_masks_come_after_it() -> None:
+    model = trained(Cnn6Sep())
+    x, stripes = logmels(3), SpecAugment(20, 60).draw(3, 32, 256)
+    bn0 = model.bn0
+    assert isinstance(bn0, nn.BatchNorm2d)
+    std = (bn0.running_var + bn0.eps).sqrt()
+    normalised = (x - bn0.running_mean) / std * bn0.weight + bn0.bias
+    expected = model.head(model.blocks(apply_stripes(normalised, stripes)))
+    assert_close(model(x, stripes), expected, 1e-12)
+    assert not torch.allclose(model(x, stripes), model(x))
+
+
+def test_training_normalises_before_it_masks() -> None:
+    model = Cnn6Sep(dropout=0.0).double().train()
+    x, stripes = logmels(3), SpecAugment(20, 60).draw(3, 32, 256)
+    mean, std = x.mean((0, 1, 2)), x.var((0, 1, 2), correction=0)
+    normalised = (x - mean) / (std + 1e-5).sqrt()
+    expected = model.head(model.blocks(apply_stripes(normalised, stripes)))
+    assert_close(model(x, stripes), expected, 1e-12)
+    # The masked values have no part in the statistics.
+    torch.testing.assert_close(model.bn0.running_mean, 0.1 * mean, rtol=1e-12, atol=0)
+
+
+def test_every_parameter_learns() -> None:
+    model = Cnn6Sep().train()
+    model(logmels(4).float()).logsumexp(1).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_expanded_input_is_as_good_as_copies(fold: bool) -> None:
+    model = trained(Cnn6Sep())
+    model = model.folded() if fold else model
+    x, stripes = logmels(1), SpecAugment(8, 32).draw(5, 32, 256)
+    with torch.no_grad():
+        expanded = model(x.expand(5, -1, -1, -1), stripes)
+        assert torch.equal(expanded, model(x.repeat(5, 1, 1, 1), stripes))
+    assert_close(expanded[3:4], model(x, stripes[3:4]), 1e-12)
+
+
+@pytest.mark.parametrize("frames", [16, 17, 431])
+def test_any_number_of_frames_from_16(frames: int) -> None:
+    for model in (Cnn6Sep(7), Cnn6(7)):
+        assert model.eval()(torch.zeros(2, 1, frames, 256)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 1, 431, 128), r"\(N, 1, T, 256\).*\(1, 1, 431, 128\)"),
+        ((1, 2, 431, 256), r"\(N, 1, T, 256\)"),
+        ((431, 256), r"\(N, 1, T, 256\)"),
+        ((1, 1, 15, 256), "at least 16 frames.*15"),
+    ],
+)
+@pytest.mark.parametrize("network", [Cnn6Sep, Cnn6])
+def test_bad_shapes_are_named(network: type[nn.Module], shape: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        network()(torch.zeros(shape))
+
+
+def test_dense_network() -> None:
+    model = trained(Cnn6())
+    convolutions = 25 * (64 + 64 * 128 + 128 * 128 + 128 * 128)
+    norms = 2 * (256 + 64 + 3 * 128)
+    mlp = 129 * 128 + 129 * 10
+    assert sum(p.numel() for p in model.parameters()) == convolutions + norms + mlp
+    x, stripes = logmels(2), SpecAugment(8, 32).draw(2, 32, 256)
+    assert not torch.allclose(model(x, stripes), model(x))
+    x[:, :, 3:9] = 1e9  # under a mask, after which nothing is left of it
+    rows = torch.tensor([[[0, 3, 9]]] * 2)
+    y = x.clone()
+    y[:, :, 3:9] = -60
+    assert torch.equal(model(x, rows), model(y, rows))
+
+
+def test_dropout_only_in_training() -> None:
+    model = Cnn6Sep(dropout=0.5)
+    x = logmels(4).float()
+    assert not torch.equal(model(x), model(x))
+    model.eval()
+    assert torch.equal(model(x), model(x))
+
+
+def test_num_classes_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="num_classes"):
+        Cnn6Sep(0)

@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m benchmarks` measures everything the README claims about speed."""

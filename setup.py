@@ -5,7 +5,9 @@ Both use the libtorch stable ABI and CPython's limited API, so one wheel serves 
 """
 
 import os
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 from setuptools import setup
@@ -38,6 +40,11 @@ def extensions() -> tuple[list, dict]:
         print("fastsep: no nvcc on the PATH, skipping the CUDA kernels")
     elif torch.version.cuda is None:
         print("fastsep: this PyTorch is built without CUDA, skipping the CUDA kernels")
+    elif nvcc_release(nvcc).split(".")[0] != torch.version.cuda.split(".")[0]:
+        print(
+            f"fastsep: nvcc {nvcc_release(nvcc)} does not fit PyTorch's CUDA {torch.version.cuda}, "
+            "skipping the CUDA kernels"
+        )
     else:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
         found.append(
@@ -51,10 +58,14 @@ def extensions() -> tuple[list, dict]:
     return found, {"build_ext": BuildExtension.with_options(use_ninja=True)}
 
 
+def nvcc_release(nvcc: str) -> str:
+    listing = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+\.\d+)", listing)
+    return release.group(1) if release else "of an unknown release"
+
+
 def cuda_home(nvcc: str) -> str:
     """The toolkit that nvcc belongs to, also where the one on the PATH is a wrapper script."""
-    import subprocess
-
     listing = subprocess.run(
         [nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True
     ).stderr

@@ -47,7 +47,10 @@ def load_model(path: str | Path, *, eps: float | None = None) -> Cnn6Sep:
         if eps is not None:
             raise UserError(f"{path}: is folded already, so eps cannot be chosen any more")
         return model.eval()
-    folded = model.folded(eps=eps)
+    try:
+        folded = model.folded(eps=eps)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
     _check_finite(path, "after folding, ", folded.state_dict())
     return folded
 

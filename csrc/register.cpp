@@ -208,23 +208,22 @@ Forward part_of(Forward job, int64_t first, int64_t count) {
   return job;
 }
 
-void run(const Forward& job, void* weights) {
-  const Kernels& k = kernels();
+void run(const Kernels& k, const Forward& job, void* weights) {
   k.forward_pack(job, weights);
   for_each_item(job.clips * job.strips, k.forward_scratch_bytes(job),
                 [&](int64_t item, void* scratch) { k.forward_run(job, weights, scratch, item); });
 }
 
 // As many clips as threads, or a multiple: each clip streams through all blocks on one thread.
-void run_whole(Forward job) {
+void run_whole(const Kernels& k, Forward job) {
   job.strips = 1;
-  run(job, weights_arena().get(kernels().forward_weights_bytes(job)));
+  run(k, job, weights_arena().get(k.forward_weights_bytes(job)));
 }
 
 // Fewer clips than threads: clips are cut into strips of time. Strips repeat the rows that the
 // blocks reach across their seams, more with every block, so they run two blocks, then one at a
 // time, with the maps between in a reused buffer.
-void run_strips(Forward job, int64_t threads) {
+void run_strips(const Kernels& k, Forward job, int64_t threads) {
   std::vector<Forward> segments;
   std::vector<size_t> map_bytes;
   // A map between segments has the dtype of x, which may not round what the blocks computed.
@@ -255,7 +254,7 @@ void run_strips(Forward job, int64_t threads) {
   }
   size_t weights_bytes = 0, total = 0;
   for (const Forward& segment : segments) {
-    weights_bytes = std::max(weights_bytes, aligned(kernels().forward_weights_bytes(segment)));
+    weights_bytes = std::max(weights_bytes, aligned(k.forward_weights_bytes(segment)));
   }
   for (const size_t bytes : map_bytes) total += bytes;
   char* buffer = static_cast<char*>(weights_arena().get(weights_bytes + total));
@@ -265,7 +264,7 @@ void run_strips(Forward job, int64_t threads) {
       segments[i].y.data = segments[i + 1].x.data = map;
       map += map_bytes[i];
     }
-    run(segments[i], buffer);
+    run(k, segments[i], buffer);
   }
 }
 
@@ -299,8 +298,9 @@ Tensor forward(const Tensor& x, const std::vector<Block>& blocks, const Tensor* 
   }
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t rest = job.clips % threads, whole = job.clips - rest;
-  if (whole > 0) run_whole(part_of(job, 0, whole));
-  if (rest > 0) run_strips(part_of(job, whole, rest), threads);
+  const Kernels& k = kernels();  // once: another thread may choose an instruction set meanwhile
+  if (whole > 0) run_whole(k, part_of(job, 0, whole));
+  if (rest > 0) run_strips(k, part_of(job, whole, rest), threads);
   weights_arena().trim();
   return y;
 }

@@ -34,7 +34,10 @@ def _load(library: str) -> str | None:
 
 _cpu_missing = _load("_cpu")
 if os.environ.get("FASTSEP_CPU_ISA") and _cpu_missing is None:
-    torch.ops.fastsep_cpu.set_isa(os.environ["FASTSEP_CPU_ISA"])
+    try:
+        torch.ops.fastsep_cpu.set_isa(os.environ["FASTSEP_CPU_ISA"])
+    except RuntimeError as error:
+        raise RuntimeError(f"FASTSEP_CPU_ISA: {error}".splitlines()[0]) from None
 
 
 def _cpu() -> BackendStatus:

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
 
 
 def fold(
-    bn: nn.BatchNorm2d, time_taps: Tensor, freq_taps: Tensor, eps: float | None = None
+    bn: BatchNorm, time_taps: Tensor, freq_taps: Tensor, eps: float | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Taps (C, 3) and a bias (C,) that do what the taps followed by `bn` in eval mode do.
 
@@ -25,9 +26,7 @@ def fold(
     return taps[0], taps[1], bias.to(dtype)
 
 
-def batch_norm_affine(
-    bn: nn.BatchNorm1d | nn.BatchNorm2d, eps: float | None = None
-) -> tuple[Tensor, Tensor]:
+def batch_norm_affine(bn: BatchNorm, eps: float | None = None) -> tuple[Tensor, Tensor]:
     """The (scale, shift), each (C,) float64, that `bn` applies in eval mode: scale x + shift."""
     if bn.running_mean is None or bn.running_var is None:
         raise ValueError("this batch norm keeps no running statistics, so it cannot be folded")
@@ -44,26 +43,44 @@ def fold_batchnorm(module: Module, *, eps: float | None = None) -> Module:
     """A copy of `module` for inference: every fastsep block in it with its batch norm folded away.
 
     The copy is in eval mode; `module` is left as it is. eps: instead of each batch norm's own;
-    `eps=0` reproduces software that leaves it out of the square root.
+    `eps=0` reproduces software that leaves it out of the square root. Fused blocks (see `fuse`)
+    become `SepConvBlock`s in the copy.
+
+    Raises:
+        ValueError: a batch norm without running statistics, or one of variance 0 under `eps=0`.
     """
+    from fastsep.fuse import FusedSepConv
     from fastsep.modules import SepConvBlock
 
     folded = copy.deepcopy(module).eval()
-    for block in folded.modules():
+    for parent in list(folded.modules()):
+        for name, child in parent._modules.items():
+            if isinstance(child, FusedSepConv) and child.layers.bn is not None:
+                parent._modules[name] = child.as_block()
+    for path, block in folded.named_modules():
         if isinstance(block, SepConvBlock):
             block.fold_(eps)
+            if not all(parameter.isfinite().all() for parameter in block.parameters()):
+                raise ValueError(
+                    f"after folding, {path or 'the block'} holds weights that are NaN or infinite: "
+                    "check its variances (eps=0 cannot fold a variance of 0)"
+                )
     return folded
 
 
 class FoldCache:
-    """Remembers a block's folded parameters until one of the tensors they came from changes."""
+    """Remembers a block's folded parameters as long as the tensors they came from hold the same.
+
+    Values are compared, not addresses and versions: the running statistics, `.data` and NumPy views
+    change without a new version, and freed memory is reused.
+    """
 
     def __init__(self) -> None:
-        self._key: tuple[object, ...] | None = None
-        self._folded: tuple[Tensor, Tensor, Tensor] | None = None
+        # (eps, copies of the sources, folded), replaced as one: threads may share the module.
+        self._kept: tuple[float, list[Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
 
     def __call__(
-        self, bn: nn.BatchNorm2d, time_taps: Tensor, freq_taps: Tensor
+        self, bn: BatchNorm, time_taps: Tensor, freq_taps: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         sources = [time_taps, freq_taps, bn.weight, bn.bias, bn.running_mean, bn.running_var]
         tensors = [t for t in sources if t is not None]
@@ -71,18 +88,25 @@ class FoldCache:
         if (
             differentiable
             or torch.compiler.is_compiling()
-            or any(t.is_inference() for t in tensors)
+            or time_taps.device.type != "cpu"  # comparing would wait for the device
         ):
             return fold(bn, time_taps, freq_taps)
-        key = (bn.eps, *((t.data_ptr(), t._version, t.dtype, t.device) for t in tensors))
-        if self._folded is None or key != self._key:
+        kept = self._kept
+        if kept is None or kept[0] != bn.eps or not _same(tensors, kept[1]):
             with torch.inference_mode(False), torch.no_grad():
-                self._folded = fold(bn, time_taps, freq_taps)
-            self._key = key
-        return self._folded
+                copies = [t.clone() for t in tensors]
+                kept = (bn.eps, copies, fold(bn, time_taps, freq_taps))
+            self._kept = kept
+        return kept[2]
 
     def __deepcopy__(self, memo: object) -> "FoldCache":
         return FoldCache()
 
     def __reduce__(self) -> tuple[type["FoldCache"], tuple[()]]:
         return FoldCache, ()
+
+
+def _same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) == len(b) and all(
+        s.dtype == t.dtype and torch.equal(s, t) for s, t in zip(a, b, strict=True)
+    )

@@ -6,7 +6,7 @@ arguments are cast as a convolution's are.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch.amp.autocast_mode import _cast
 
 from fastsep import reference
 from fastsep.backends import select
-from fastsep.ops import ops
+from fastsep.ops import memory_format, ops
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -88,7 +88,9 @@ def sep_conv2d_block(
         (N, Cout, T // pool, F // pool); channels_last when x is.
     """
     _check_input(x)
-    _check_block(x, x.shape[1], "", pointwise, time_taps, freq_taps, bias, dilation, pool)
+    _check_block(
+        x, x.shape[1], "", pointwise, time_taps, freq_taps, bias, dilation, pool, needs_bias=True
+    )
     if select(x.device) == "reference":
         return _plain(reference.sep_conv2d_block, x, pointwise, time_taps, freq_taps, bias,
                       dilation, pool)  # fmt: skip
@@ -121,35 +123,63 @@ def sep_conv2d_stack(
     _check_input(x)
     if not blocks:
         raise ValueError("blocks is empty: a stack needs at least one block")
-    blocks = [BlockParameters(*block) for block in blocks]
+    blocks = [_as_block(f"blocks[{i}]", block) for i, block in enumerate(blocks)]
     if compute not in (None, "bf16"):
         raise ValueError(f'compute must be None or "bf16", got {compute!r}')
     channels = x.shape[1]
     for i, block in enumerate(blocks):
-        _check_block(x, channels, f"blocks[{i}].", *block)
+        _check_block(x, channels, f"blocks[{i}].", *block, needs_bias=True)
         channels = block.pointwise.shape[0]
-    scale, shift = affine if affine is not None else (None, None)
-    if affine is not None:
-        _check_weight(x, "affine scale", affine[0], (x.shape[3],), "(F,)")
-        _check_weight(x, "affine shift", affine[1], (x.shape[3],), "(F,)")
-    if stripes is not None:
-        stripes = _checked_stripes(x, stripes)
+    scale, shift, stripes = _checked_load(x, affine, stripes)
     if select(x.device) == "cpu":
         columns = [list(column) for column in zip(*blocks, strict=True)]
         return ops.sep_conv2d_stack(x, *columns, scale, shift, stripes, compute == "bf16")
-    y = reference.load(x, scale, shift, stripes)
+    y = _plain(reference.load, x, scale, shift, stripes)
     for block in blocks:
         y = sep_conv2d_block(y, *block[:4], dilation=block.dilation, pool=block.pool)
-    return y
+    return y.contiguous(memory_format=memory_format(x))  # also past a block without channels
 
 
-def _plain(function: Callable[..., Tensor], *args: Tensor | int | None) -> Tensor:
+def _plain(function: Callable[..., Tensor], x: Tensor, *args: Tensor | int | None) -> Tensor:
     """The reference, which under autocast must round where the kernels do and nowhere else."""
-    device_type = next(a for a in args if isinstance(a, Tensor)).device.type
-    if torch.is_autocast_enabled(device_type):
-        args = _cast(args, device_type, torch.get_autocast_dtype(device_type))
-    with torch.autocast(device_type, enabled=False):
-        return function(*args)
+    if _autocasts(x.device.type):
+        x, *args = _cast((x, *args), x.device.type, torch.get_autocast_dtype(x.device.type))
+        with torch.autocast(x.device.type, enabled=False):
+            y = function(x, *args)
+    else:
+        y = function(x, *args)
+    return y.contiguous(memory_format=memory_format(x))
+
+
+def _autocasts(device_type: str) -> bool:
+    return device_type != "meta" and torch.is_autocast_enabled(device_type)
+
+
+def checked_load(x: Tensor, affine: tuple[Tensor, Tensor] | None, stripes: Tensor | None) -> Tensor:
+    """What the first block of a stack sees, in plain PyTorch."""
+    _check_input(x)
+    return reference.load(x, *_checked_load(x, affine, stripes))
+
+
+def _checked_load(
+    x: Tensor, affine: tuple[Tensor, Tensor] | None, stripes: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    scale = shift = None
+    if affine is not None:
+        if not isinstance(affine, (tuple, list)) or len(affine) != 2:
+            raise TypeError("affine must be a pair of tensors (scale, shift)")
+        scale, shift = affine
+        _check_weight(x, "affine scale", scale, (x.shape[3],), "(F,)")
+        _check_weight(x, "affine shift", shift, (x.shape[3],), "(F,)")
+    return scale, shift, None if stripes is None else _checked_stripes(x, stripes)
+
+
+def _as_block(name: str, block: Sequence[Any]) -> BlockParameters:
+    if not isinstance(block, (tuple, list)) or not 4 <= len(block) <= 6:
+        raise TypeError(
+            f"{name} must be BlockParameters(pointwise, time_taps, freq_taps, bias, dilation, pool)"
+        )
+    return BlockParameters(*block)
 
 
 def _check_input(x: Tensor) -> None:
@@ -171,6 +201,8 @@ def _check_block(
     bias: Tensor | None,
     dilation: int,
     pool: int = 1,
+    *,
+    needs_bias: bool = False,
 ) -> None:
     if not isinstance(pointwise, Tensor) or pointwise.dim() != 2:
         got = tuple(pointwise.shape) if isinstance(pointwise, Tensor) else type(pointwise).__name__
@@ -179,7 +211,7 @@ def _check_block(
     _check_weight(x, f"{where}pointwise", pointwise, (out, channels), "(Cout, Cin)")
     _check_weight(x, f"{where}time_taps", time_taps, (out, 3), "(Cout, 3)")
     _check_weight(x, f"{where}freq_taps", freq_taps, (out, 3), "(Cout, 3)")
-    if bias is not None:
+    if bias is not None or needs_bias:
         _check_weight(x, f"{where}bias", bias, (out,), "(Cout,)")
     for name, value in (("dilation", dilation), ("pool", pool)):
         if not isinstance(value, int) or isinstance(value, bool):
@@ -188,18 +220,25 @@ def _check_block(
             raise ValueError(f"{where}{name} must be at least 1, got {value}")
 
 
-def _check_weight(x: Tensor, name: str, w: Tensor, shape: tuple[int, ...], meaning: str) -> None:
+def _check_weight(
+    x: Tensor, name: str, w: Tensor | None, shape: tuple[int, ...], meaning: str
+) -> None:
     if not isinstance(w, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(w).__name__}")
     if tuple(w.shape) != shape:
         raise ValueError(f"{name} must be {meaning} = {shape} here, got {tuple(w.shape)}")
     if w.device != x.device:
         raise ValueError(f"{name} is on {w.device} but x is on {x.device}: move one to the other")
-    if w.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+    casts = _autocasts(x.device.type) and all(
+        t.is_floating_point() and t.dtype != torch.float64 for t in (w, x)
+    )
+    if w.dtype != x.dtype and not casts:
         raise TypeError(f"{name} is {w.dtype} but x is {x.dtype}: convert one to the other")
 
 
 def _checked_stripes(x: Tensor, stripes: Tensor) -> Tensor:
+    if not isinstance(stripes, Tensor):
+        raise TypeError(f"stripes must be a tensor, got {type(stripes).__name__}")
     if stripes.dim() != 3 or stripes.shape[0] != x.shape[0] or stripes.shape[2] != 3:
         raise ValueError(
             f"stripes must be (N, S, 3) = ({x.shape[0]}, S, 3) here, got {tuple(stripes.shape)}"
@@ -208,4 +247,4 @@ def _checked_stripes(x: Tensor, stripes: Tensor) -> Tensor:
         raise TypeError(f"stripes must hold integers, got {stripes.dtype}")
     if stripes.device != x.device:
         raise ValueError(f"stripes is on {stripes.device} but x is on {x.device}")
-    return stripes.to(torch.int32)
+    return stripes.clamp(-(2**31), 2**31 - 1).to(torch.int32)

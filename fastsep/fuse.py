@@ -56,10 +56,37 @@ class FusedSepConv(nn.Module):
         self._modules = original._modules
         self._parameters = original._parameters
         self._buffers = original._buffers
+        self._non_persistent_buffers_set = original._non_persistent_buffers_set
         self.training = original.training
         self.layers = layers
         self._original = (original,)  # in a tuple, so that it is not registered as a child
         self._fold = FoldCache()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "_original" not in self.__dict__:
+                raise
+            return getattr(self._original[0], name)
+
+    def train(self, mode: bool = True) -> "FusedSepConv":
+        self._original[0].train(mode)  # the same layers, perhaps with a train() of its own
+        self.training = self._original[0].training
+        return self
+
+    def as_block(self) -> SepConvBlock:
+        """A SepConvBlock of the same weights, not shared."""
+        pointwise = self._weight(self.layers.pointwise).detach()
+        bn = self.get_submodule(self.layers.bn or "")
+        assert isinstance(bn, nn.BatchNorm2d)
+        cout, cin = pointwise.shape
+        block = SepConvBlock(cin, cout, dilation=self.layers.dilation, pool=self.layers.pool)
+        block.conv.pointwise = nn.Parameter(pointwise.clone())
+        block.conv.time_taps = nn.Parameter(self._weight(self.layers.time).detach().clone())
+        block.conv.freq_taps = nn.Parameter(self._weight(self.layers.freq).detach().clone())
+        block.bn = bn
+        return block.train(self.training)
 
     def forward(self, x: Tensor) -> Tensor:
         layers = self.layers
@@ -68,7 +95,7 @@ class FusedSepConv(nn.Module):
         bn = None if layers.bn is None else self.get_submodule(layers.bn)
         if bn is None:
             return sep_conv2d(x, pointwise, *taps, dilation=layers.dilation)
-        assert isinstance(bn, nn.BatchNorm2d)
+        assert isinstance(bn, (nn.BatchNorm2d, nn.SyncBatchNorm))
         if uses_batch_statistics(bn):
             y = sep_conv2d(x, pointwise, *taps, dilation=layers.dilation)
             return relu_pool(bn(y), layers.pool)
@@ -96,15 +123,14 @@ def fuse(model: nn.Module) -> FuseReport:
         FuseReport, whose str() lists what was replaced and what was left alone and why.
     """
     report = FuseReport()
-    found = _recognise(model) if _has_cross(model) else None
-    if isinstance(found, Layers):
+    _fuse_children(model, "", report, {})
+    if not report.replaced and not report.left_alone and _has_cross(model):
+        found = _recognise(model)
         report.left_alone["(model)"] = (
             "the model itself is the block and cannot replace itself; wrap it: nn.Sequential(model)"
+            if isinstance(found, Layers)
+            else found
         )
-        return report
-    _fuse_children(model, "", report, {})
-    if found is not None and not report.replaced:
-        report.left_alone.setdefault("(model)", found)
     return report
 
 
@@ -113,9 +139,7 @@ def unfuse(model: nn.Module) -> None:
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if isinstance(child, FusedSepConv):
-                original = child._original[0]
-                original.train(child.training)
-                parent._modules[name] = original
+                parent._modules[name] = child._original[0]
 
 
 def _fuse_children(
@@ -153,10 +177,11 @@ def _describe(module: nn.Module, layers: Layers) -> str:
 
 def _has_cross(module: nn.Module) -> bool:
     """Whether a 3x1 and a 1x3 depthwise convolution are anywhere in the module."""
+    fused = {m for f in module.modules() if isinstance(f, FusedSepConv) for m in f.modules()}
     kernels = {
         conv.kernel_size
         for conv in module.modules()
-        if isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels
+        if isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels and conv not in fused
     }
     return {(3, 1), (1, 3)} <= kernels
 
@@ -164,7 +189,9 @@ def _has_cross(module: nn.Module) -> bool:
 def _recognise(module: nn.Module) -> Layers | str:
     """The layers of the block that the module is, or why it is not one."""
     for path, part in module.named_modules():
-        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks:
+        hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks,
+                 part._backward_pre_hooks)  # fmt: skip
+        if any(hooks):
             return f"{path or 'the module'} has hooks, which the fused operator would not call"
     found: list[Layers] = []
     modes = {part: part.training for part in module.modules()}
@@ -191,10 +218,18 @@ class _Reader:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        before = {part: dict(vars(part)) for part in module.modules()}
         try:
             self.graph = fx.Tracer().trace(module)
         except Exception as error:  # whatever the foreign forward raises on a symbolic input
             raise _Mismatch(f"torch.fx cannot trace its forward: {error}".split("\n")[0]) from error
+        finally:
+            stored = [part for part, state in before.items() if vars(part) != state]
+            for part in stored:  # a symbolic value it set as an attribute
+                vars(part).clear()
+                vars(part).update(before[part])
+        if stored:
+            raise _Mismatch("its forward sets attributes, which the fused operator would not")
 
     def read(self) -> Layers:
         output = next(node for node in self.graph.nodes if node.op == "output")
@@ -219,6 +254,8 @@ class _Reader:
                 "its forward holds more than one separable block; "
                 "give each a module of its own to have it fused"
             )
+        if any(node.op != "output" and not node.users for node in self.graph.nodes):
+            raise _Mismatch("its forward takes or computes something that its result does not use")
         _check_pointwise(pointwise, conv)
         dilation = _check_depthwise(time, time_conv, axis=0)
         if _check_depthwise(freq, freq_conv, axis=1) != dilation:
@@ -248,10 +285,13 @@ class _Reader:
                 "divisor_override": layer.divisor_override,
             }
         elif node.target is F.avg_pool2d:
-            names = ("kernel_size", "stride", "padding", "ceil_mode")
+            names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad",
+                     "divisor_override")  # fmt: skip
             options = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
         else:
             return node, 1
+        if any(isinstance(value, fx.Node) for value in options.values()):
+            raise _Mismatch("the size of its pooling windows depends on the input")
         window = _pair(options["kernel_size"])
         stride = options.get("stride")
         if (
@@ -266,7 +306,8 @@ class _Reader:
 
     def _relu(self, node: fx.Node) -> tuple[fx.Node, bool]:
         functions = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
-        if isinstance(self._layer(node), nn.ReLU) or node.target in functions:
+        called = node.op in ("call_function", "call_method") and node.target in functions
+        if called or isinstance(self._layer(node), nn.ReLU):
             return self._pass_identity(_only_input(node)), True
         return node, False
 
@@ -277,15 +318,17 @@ class _Reader:
 
     def _sum(self, node: fx.Node) -> list[fx.Node]:
         sums = (operator.add, operator.iadd, torch.add, "add", "add_")
-        if node.target not in sums or len(node.args) != 2 or node.kwargs:
+        called = node.op in ("call_function", "call_method") and node.target in sums
+        if not called or len(node.args) != 2 or node.kwargs:
             raise _Mismatch("it does not end in the sum of two depthwise convolutions")
         return [self._pass_identity(argument) for argument in node.args]
 
     def _conv(self, node: fx.Node) -> tuple[str, nn.Conv2d, fx.Node]:
         layer = self._layer(node)
-        if type(layer) is not nn.Conv2d and not hasattr(layer, "parametrizations"):
+        if not isinstance(layer, nn.Conv2d) or (
+            type(layer) is not nn.Conv2d and not hasattr(layer, "parametrizations")
+        ):
             raise _Mismatch(f"expected a Conv2d, found {layer or node.target}")
-        assert isinstance(layer, nn.Conv2d)
         return str(node.target), layer, self._pass_identity(_only_input(node))
 
 
@@ -331,4 +374,5 @@ def _padding(conv: nn.Conv2d) -> tuple[int, int]:
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+    pair = (value,) * 2 if isinstance(value, int) else tuple(value) * (3 - len(value))
+    return pair[0], pair[1]

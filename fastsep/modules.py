@@ -2,14 +2,19 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from fastsep.folding import FoldCache, fold
-from fastsep.functional import BlockParameters, sep_conv2d, sep_conv2d_block, sep_conv2d_stack
-from fastsep.reference import load
+from fastsep.folding import BatchNorm, FoldCache, fold
+from fastsep.functional import (
+    BlockParameters,
+    checked_load,
+    sep_conv2d,
+    sep_conv2d_block,
+    sep_conv2d_stack,
+)
 
 
 class SepConv2d(nn.Module):
@@ -109,8 +114,19 @@ class SepConvStack(nn.Sequential):
     """
 
     def __init__(self, blocks: Iterable[SepConvBlock], *, compute: str | None = None) -> None:
+        blocks = list(blocks)
+        for i, block in enumerate(blocks):
+            if not isinstance(block, SepConvBlock):
+                raise TypeError(f"block {i} must be a SepConvBlock, got {type(block).__name__}")
+        if compute not in (None, "bf16"):
+            raise ValueError(f'compute must be None or "bf16", got {compute!r}')
         super().__init__(*blocks)
         self.compute = compute
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return type(self)(list(self)[index], compute=self.compute)
+        return super().__getitem__(index)
 
     def __iter__(self) -> Iterator[SepConvBlock]:  # nn.Sequential promises only modules
         return cast(Iterator[SepConvBlock], super().__iter__())
@@ -124,19 +140,22 @@ class SepConvStack(nn.Sequential):
     ) -> Tensor:
         """x (N, C, T, F); affine, stripes and result as for `sep_conv2d_stack`."""
         if any(block.bn is not None and uses_batch_statistics(block.bn) for block in self):
-            scale, shift = affine if affine is not None else (None, None)
-            return super().forward(load(x, scale, shift, stripes))
+            return super().forward(checked_load(x, affine, stripes))
         parameters = [block.inference_parameters() for block in self]
         return sep_conv2d_stack(x, parameters, affine=affine, stripes=stripes, compute=self.compute)
 
 
-def uses_batch_statistics(bn: nn.BatchNorm2d) -> bool:
+def uses_batch_statistics(bn: BatchNorm) -> bool:
     return bn.training or bn.running_mean is None
 
 
 def relu_pool(y: Tensor, pool: int) -> Tensor:
     y = torch.relu(y)
-    return y if pool == 1 else nn.functional.avg_pool2d(y, pool)
+    if pool == 1:
+        return y
+    if min(y.shape[2:]) < pool:  # no window fits, which avg_pool2d calls an error
+        return y[:, :, : y.shape[2] // pool, : y.shape[3] // pool]
+    return nn.functional.avg_pool2d(y, pool)
 
 
 def _bound(fan_in: int) -> float:

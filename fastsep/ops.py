@@ -4,6 +4,7 @@ The kernels themselves are registered elsewhere: for the CPU by csrc/register.cp
 functions at the end. Callers go through `fastsep.functional`, which checks its arguments.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.amp.autocast_mode import _cast as cast
 from torch.library import Library
 
-from fastsep.reference import load
+from fastsep.reference import accumulator, load
 
 _WEIGHTS = "Tensor x, Tensor pointwise, Tensor time_taps, Tensor freq_taps"
 _GRADIENTS = "(Tensor, Tensor, Tensor, Tensor, Tensor)"  # of x, pointwise, both taps and bias
@@ -39,9 +40,12 @@ ops = torch.ops.fastsep
 
 def _new_map(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """An uninitialised map in x's memory format: channels_last stays channels_last."""
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
     channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format)
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 @torch.library.register_fake("fastsep::sep_conv2d", lib=library)
@@ -102,7 +106,6 @@ def _(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.dilation = inputs
-    ctx.has_bias = tensors[4] is not None
     ctx.save_for_backward(*tensors[:4])
 
 
@@ -205,23 +208,15 @@ def _cuda_sep_conv2d(
     freq_taps: Tensor,
     bias: Tensor | None,
     dilation: int,
+    pool: int = 1,
+    rectify: bool = False,
 ) -> Tensor:
-    z = torch.einsum("ck,nktf->nctf", pointwise, x)
-    return torch.ops.fastsep_cuda.cross(z, time_taps, freq_taps, bias, dilation, 1, False)
-
-
-def _cuda_sep_conv2d_block(
-    x: Tensor,
-    pointwise: Tensor,
-    time_taps: Tensor,
-    freq_taps: Tensor,
-    bias: Tensor,
-    dilation: int,
-    pool: int,
-) -> Tensor:
-    z = torch.einsum("ck,nktf->nctf", pointwise, x)
-    return torch.ops.fastsep_cuda.cross(z, time_taps, freq_taps, bias, dilation, pool, True)
+    wide = accumulator(x.dtype)
+    z = torch.einsum("ck,nktf->nctf", pointwise.to(wide), x.to(wide))
+    weights = [None if w is None else w.to(wide) for w in (time_taps, freq_taps, bias)]
+    y = torch.ops.fastsep_cuda.cross(z, *weights, dilation, pool, rectify)
+    return y.to(x.dtype, memory_format=memory_format(x))
 
 
 library.impl("sep_conv2d", _cuda_sep_conv2d, "CUDA")
-library.impl("sep_conv2d_block", _cuda_sep_conv2d_block, "CUDA")
+library.impl("sep_conv2d_block", partial(_cuda_sep_conv2d, rectify=True), "CUDA")

@@ -20,14 +20,15 @@ def sep_conv2d(
     dilation: int = 2,
 ) -> Tensor:
     """1x1 convolution, then a dilated 3x1 plus a dilated 1x3 depthwise one: (N, Cout, T, F)."""
-    d, (frames, bins) = dilation, x.shape[2:]
-    wide = _accumulator(x.dtype)
+    frames, bins = x.shape[2:]
+    dt, df = min(dilation, frames), min(dilation, bins)  # taps beyond the map read 0 all the same
+    wide = accumulator(x.dtype)
     z = torch.einsum("ck,nktf->nctf", pointwise.to(wide), x.to(wide))
-    z = F.pad(z, (d, d, d, d))
+    z = F.pad(z, (df, df, dt, dt))
     a, b = time_taps.to(wide), freq_taps.to(wide)
     y = sum(
-        a[:, k, None, None] * z[:, :, k * d : k * d + frames, d : d + bins]
-        + b[:, k, None, None] * z[:, :, d : d + frames, k * d : k * d + bins]
+        a[:, k, None, None] * z[:, :, k * dt : k * dt + frames, df : df + bins]
+        + b[:, k, None, None] * z[:, :, dt : dt + frames, k * df : k * df + bins]
         for k in range(3)
     )
     assert isinstance(y, Tensor)
@@ -49,7 +50,7 @@ def sep_conv2d_block(
 
     Rows and columns that do not fill a pooling window are dropped.
     """
-    wide = _accumulator(x.dtype)
+    wide = accumulator(x.dtype)
     weights = [w.to(wide) for w in (pointwise, time_taps, freq_taps, bias)]
     y = sep_conv2d(x.to(wide), weights[0], weights[1], weights[2], weights[3], dilation)
     n, channels = y.shape[:2]
@@ -79,7 +80,8 @@ def load(x: Tensor, scale: Tensor | None, shift: Tensor | None, stripes: Tensor 
     stripes: integers (N, S, 3) of (axis, start, stop); axis 0 is time, 1 is frequency.
     """
     if scale is not None and shift is not None:
-        x = x * scale + shift
+        wide = accumulator(x.dtype)
+        x = (x.to(wide) * scale.to(wide) + shift.to(wide)).to(x.dtype)
     if stripes is not None:
         axis, start, stop = stripes.long().unbind(-1)
         frame = torch.arange(x.shape[2], device=x.device)
@@ -96,5 +98,6 @@ def _inside(positions: Tensor, chosen: Tensor, start: Tensor, stop: Tensor) -> T
     return (hit & chosen[..., None]).any(dim=1)
 
 
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that sums of products of `dtype` are kept in."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

@@ -52,7 +52,7 @@ inline void round_to_pairs(Blocked<float> row, int64_t channels, int64_t bins, u
     const int64_t lanes = least(L, channels - c);
     for (int64_t f = 0; f < bins; ++f, from += L, to += L) {
       store_as(to, load(from));
-      for (int64_t l = lanes; l < L; ++l) to[l].bits = 0;
+      if (lanes < L) std::memset(to + lanes, 0, size_t(L - lanes) * sizeof *to);
     }
   }
 }

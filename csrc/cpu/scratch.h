@@ -36,7 +36,9 @@ class Ring {
     base_ = bump.take<T>((rows_ + 1) * row_size_);
   }
 
-  void clear() { std::memset(base_, 0, size_t((rows_ + 1) * row_size_) * sizeof(T)); }
+  void clear() {
+    if (row_size_ > 0) std::memset(base_, 0, size_t((rows_ + 1) * row_size_) * sizeof(T));
+  }
 
   int64_t group_stride() const { return stride_; }
 

@@ -72,11 +72,22 @@ void launch(const Tensor& z, const Tensor& time, const Tensor& freq,
 // z (N, C, T, F); taps (C, 3); bias (C,) -> (N, C, T // pool, F // pool), contiguous.
 Tensor cross(Tensor z, Tensor time, Tensor freq, std::optional<Tensor> bias, int64_t dilation,
              int64_t pool, bool rectify) {
+  STD_TORCH_CHECK(z.dim() == 4 && z.is_cuda(), "z must be a CUDA tensor (N, C, T, F)");
+  STD_TORCH_CHECK(dilation >= 1 && pool >= 1, "dilation and pool must be at least 1");
+  for (const Tensor* w : {&time, &freq, bias.has_value() ? &*bias : &time}) {
+    STD_TORCH_CHECK(w->is_cuda() && w->get_device_index() == z.get_device_index() &&
+                        w->scalar_type() == z.scalar_type(),
+                    "weights must be on z's device and of its dtype");
+    STD_TORCH_CHECK(w->numel() == (bias.has_value() && w == &*bias ? 1 : 3) * z.size(1),
+                    "taps must have shape (C, 3) and bias (C,)");
+  }
   z = torch::stable::contiguous(z);
   time = torch::stable::contiguous(time);
   freq = torch::stable::contiguous(freq);
   if (bias.has_value()) bias = torch::stable::contiguous(*bias);
-  const Shape shape = {z.size(1), z.size(2), z.size(3), dilation, pool};
+  // A tap further away than the map is long reads nothing, however far.
+  const int64_t longest = std::max<int64_t>(std::max(z.size(2), z.size(3)), 1);
+  const Shape shape = {z.size(1), z.size(2), z.size(3), std::min(dilation, longest), pool};
   const torch::stable::accelerator::DeviceGuard guard(z.get_device_index());
   Tensor y = torch::stable::empty({z.size(0), z.size(1), z.size(2) / pool, z.size(3) / pool},
                                   z.scalar_type(), std::nullopt, z.device());

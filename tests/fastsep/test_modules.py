@@ -1,0 +1,538 @@
+"""Layers in training, in eval mode and folded; the choice of backend; what importing costs."""
+
+import copy
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fastsep
+from fastsep import SepConv2d, SepConvBlock, SepConvStack, fold_batchnorm, reference
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def trained(module: nn.Module) -> Any:
+    """In float64, with the batch norms of a network that has seen data."""
+    rng = torch.Generator().manual_seed(1)
+    for bn in module.modules():
+        if isinstance(bn, nn.BatchNorm2d):
+            for tensor in (bn.weight, bn.bias, bn.running_mean, bn.running_var):
+                if tensor is not None:
+                    with torch.no_grad():
+                        tensor.copy_(torch.rand(tensor.shape, generator=rng) + 0.2)
+    return module.double()
+
+
+def eager(block: Any, x: Tensor) -> Tensor:
+    """The block in plain PyTorch, batch norm and all."""
+    conv, bn = block.conv, block.bn
+    y = reference.sep_conv2d(x, conv.pointwise, conv.time_taps, conv.freq_taps, None, conv.dilation)
+    return F.avg_pool2d(torch.relu(bn(y)), block.pool)
+
+
+def three_blocks() -> SepConvStack:
+    torch.manual_seed(0)
+    return SepConvStack(
+        [SepConvBlock(1, 8), SepConvBlock(8, 6, dilation=1, pool=1), SepConvBlock(6, 20, pool=3)]
+    )
+
+
+EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}  # float64: a few thousand eps
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_sep_conv2d_module(backend: str, bias: bool) -> None:
+    layer = SepConv2d(3, 5, dilation=3, bias=bias).double()
+    x = random(2, 3, 9, 8)
+    weights = (layer.pointwise, layer.time_taps, layer.freq_taps, layer.bias)
+    torch.testing.assert_close(layer(x), reference.sep_conv2d(x, *weights, 3), **EXACT)
+    names = {"pointwise", "time_taps", "freq_taps"} | ({"bias"} if bias else set())
+    assert set(layer.state_dict()) == names
+
+
+def test_initial_weights_are_in_the_range_of_conv2d() -> None:
+    layer = SepConv2d(16, 500, bias=True)
+    for weight, fan_in in ((layer.pointwise, 16), (layer.time_taps, 3), (layer.freq_taps, 3)):
+        assert 0.95 * fan_in**-0.5 < weight.abs().max() <= fan_in**-0.5
+    assert layer.bias is not None
+    assert layer.bias.abs().max() <= 1
+
+
+@pytest.mark.parametrize("pool", [1, 2, 3])
+def test_training_is_that_of_the_eager_layers(backend: str, pool: int) -> None:
+    block = trained(SepConvBlock(3, 7, pool=pool))
+    twin = copy.deepcopy(block)
+    x = random(4, 3, 9, 8)
+    for _ in range(2):
+        y, expected = block(x), eager(twin, x)
+        torch.testing.assert_close(y, expected, **EXACT)
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    for got, wanted in zip(block.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, wanted.grad, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(block.state_dict(), twin.state_dict(), **EXACT)
+    assert block.bn.num_batches_tracked == 2
+
+
+@pytest.mark.parametrize("grad_mode", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+def test_eval_mode_is_that_of_the_eager_layers(backend: str, affine: bool, grad_mode: bool) -> None:
+    block = SepConvBlock(3, 7)
+    block.bn = nn.BatchNorm2d(7, affine=affine)
+    trained(block).eval()
+    x = random(2, 3, 9, 8)
+    before = copy.deepcopy(block.state_dict())
+    with torch.set_grad_enabled(grad_mode):
+        torch.testing.assert_close(block(x), eager(block, x), **EXACT)
+        folded = fold_batchnorm(block)
+        torch.testing.assert_close(folded(x), eager(block, x), **EXACT)
+    torch.testing.assert_close(block.state_dict(), before, rtol=0, atol=0)
+
+
+def test_eval_mode_without_running_statistics_uses_the_batch(backend: str) -> None:
+    block = SepConvBlock(3, 7)
+    block.bn = nn.BatchNorm2d(7, track_running_stats=False)
+    trained(block).eval()
+    x = random(4, 3, 9, 8)
+    torch.testing.assert_close(block(x), eager(block, x), **EXACT)
+    with pytest.raises(ValueError, match="no running statistics"):
+        fold_batchnorm(block)
+
+
+def test_gradients_through_the_folded_eval_mode(backend: str) -> None:
+    """Fine-tuning with frozen statistics: every parameter gets the eager layers' gradient."""
+    block = trained(SepConvBlock(3, 7)).eval()
+    twin = copy.deepcopy(block)
+    x, x_twin = random(2, 3, 9, 8).requires_grad_(), random(2, 3, 9, 8).requires_grad_()
+    block(x).square().sum().backward()
+    eager(twin, x_twin).square().sum().backward()
+    torch.testing.assert_close(x.grad, x_twin.grad, rtol=1e-10, atol=1e-10)
+    for got, wanted in zip(block.parameters(), twin.parameters(), strict=True):
+        assert got.grad is not None
+        torch.testing.assert_close(got.grad, wanted.grad, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_stack_is_its_blocks_in_sequence(backend: str, training: bool) -> None:
+    stack = trained(three_blocks()).train(training)
+    twin = copy.deepcopy(stack)
+    x = random(3, 1, 20, 18)
+    scale, shift = random(18, seed=1), random(18, seed=2)
+    stripes = torch.tensor([[[0, 2, 9], [1, 0, 4]]] * 3)
+    y = stack(x, affine=(scale, shift), stripes=stripes)
+    expected = reference.load(x, scale, shift, stripes)
+    for block in twin:
+        expected = eager(block, expected)
+    torch.testing.assert_close(y, expected, **EXACT)
+    torch.testing.assert_close(stack.state_dict(), twin.state_dict(), **EXACT)
+    torch.testing.assert_close(stack(x), nn.Sequential(*stack)(x), **EXACT)
+
+
+def test_stack_with_some_batch_norms_frozen(backend: str) -> None:
+    stack = trained(three_blocks())
+    stack[0].bn.eval()
+    twin = copy.deepcopy(stack)
+    x = expected = random(3, 1, 20, 18)
+    y = stack(x)
+    for block in twin:
+        expected = eager(block, expected)
+    torch.testing.assert_close(y, expected, **EXACT)
+    torch.testing.assert_close(stack.state_dict(), twin.state_dict(), **EXACT)
+
+
+def test_stack_takes_blocks_only() -> None:
+    """Anything else would be skipped in eval mode."""
+    with pytest.raises(TypeError, match="SepConvBlock"):
+        SepConvStack([SepConvBlock(1, 4), nn.Dropout(0.1)])  # type: ignore[list-item]
+
+
+def test_a_slice_of_a_stack_is_a_stack(backend: str) -> None:
+    stack = trained(three_blocks()).eval()
+    head, x = stack[:2], random(1, 1, 12, 12)
+    assert isinstance(head, SepConvStack)
+    torch.testing.assert_close(head(x), stack[1](stack[0](x)), **EXACT)
+
+
+def test_compute_of_a_stack(cpu_kernels: None) -> None:
+    """In eval mode it is that of the function; training, copies and slices keep it for later."""
+    torch.manual_seed(0)
+    stack = SepConvStack([SepConvBlock(3, 8), SepConvBlock(8, 4)], compute="bf16").eval()
+    x = random(2, 3, 16, 16).float()
+    with fastsep.use_backend("cpu"), torch.no_grad():
+        blocks = [block.inference_parameters() for block in stack]
+        expected = fastsep.sep_conv2d_stack(x, blocks, compute="bf16")
+        assert torch.equal(stack(x), expected)
+        for twin in (copy.deepcopy(stack), pickle.loads(pickle.dumps(stack)), stack[:2]):
+            assert torch.equal(twin(x), expected)
+        assert torch.equal(fold_batchnorm(stack)(x), expected)
+        stack.compute = None
+        exact = stack(x)
+        stack.compute = "bf16"
+        assert torch.equal(stack.train()(x), SepConvStack(stack).train()(x))
+    assert (expected - exact).abs().max() < 0.05
+
+
+# Folding for good.
+
+
+def test_fold_batchnorm_leaves_the_original_alone() -> None:
+    stack = trained(three_blocks()).train()
+    before = copy.deepcopy(stack.state_dict())
+    folded = fold_batchnorm(stack)
+    assert stack.training and not folded.training
+    assert all(block.bn is None for block in folded)
+    torch.testing.assert_close(stack.state_dict(), before, rtol=0, atol=0)
+    assert not {t.data_ptr() for t in folded.parameters()} & {
+        t.data_ptr() for t in stack.parameters()
+    }
+    names = {"pointwise", "time_taps", "freq_taps", "bias"}
+    assert set(folded.state_dict()) == {f"{i}.conv.{name}" for i in range(3) for name in names}
+
+
+@pytest.mark.parametrize("eps", [None, 0.0, 0.3])
+def test_fold_batchnorm_with_another_eps(backend: str, eps: float | None) -> None:
+    stack = trained(three_blocks()).eval()
+    x = random(2, 1, 20, 18)
+    folded, default = fold_batchnorm(stack, eps=eps)(x), stack(x)
+    expected = x
+    for block in stack:
+        if eps is not None:  # as PyTorch takes no eps of 0: var + eps = (var + eps - 1e-5) + 1e-5
+            block.bn.running_var += eps - block.bn.eps
+        expected = eager(block, expected)
+    torch.testing.assert_close(folded, expected, **EXACT)
+    assert eps is None or (folded - default).abs().max() > 1e-7
+
+
+def test_folding_an_almost_constant_channel_is_done_in_float64() -> None:
+    """float32: 1 / sqrt(var + eps) of var = 9.3e-11, as in a released checkpoint, loses nothing."""
+    block: Any = SepConvBlock(1, 4)
+    block.bn.running_var.fill_(9.3e-11)
+    block.bn.running_mean.fill_(0.4)
+    exact = fold_batchnorm(copy.deepcopy(block).double(), eps=0)
+    folded = fold_batchnorm(block, eps=0)
+    for got, wanted in zip(folded.parameters(), exact.parameters(), strict=True):
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got, wanted.float(), rtol=1e-6, atol=0)
+
+
+def test_folding_twice_is_folding_once(backend: str) -> None:
+    folded = fold_batchnorm(trained(three_blocks()))
+    again = fold_batchnorm(folded)
+    x = random(1, 1, 12, 12)
+    assert torch.equal(again(x), folded(x))
+    assert torch.equal(folded.train()(x), folded.eval()(x))
+
+
+def test_folded_weights_round_trip_and_train(backend: str) -> None:
+    folded = fold_batchnorm(trained(three_blocks()))
+    twin = fold_batchnorm(three_blocks().double())
+    twin.load_state_dict(folded.state_dict())
+    x = random(2, 1, 12, 12)
+    assert torch.equal(twin(x), folded(x))
+    folded(x).sum().backward()
+    assert all(p.grad is not None for p in folded.parameters())
+
+
+# The fold cache: whatever changes the weights, the next call sees it.
+
+
+def in_place(block: Any) -> None:
+    with torch.no_grad():
+        block.conv.time_taps.mul_(2)
+
+
+def through_data(block: Any) -> None:
+    block.conv.time_taps.data.mul_(2)  # does not count as a change to autograd's version counter
+
+
+def through_detach(block: Any) -> None:
+    block.bn.weight.detach().mul_(2)
+
+
+def through_numpy(block: Any) -> None:
+    block.conv.freq_taps.detach().numpy()[...] *= 2
+
+
+def optimizer_step(block: Any) -> None:
+    optimizer = torch.optim.SGD(block.parameters(), lr=0.1)
+    with torch.enable_grad():
+        block(random(1, 3, 9, 8)).sum().backward()
+    optimizer.step()
+
+
+def another_parameter(block: Any) -> None:
+    block.conv.freq_taps = nn.Parameter(2 * block.conv.freq_taps.detach())
+
+
+def another_tensor_as_data(block: Any) -> None:
+    block.conv.freq_taps.data = 2 * block.conv.freq_taps.data
+
+
+def load_state_dict(block: Any) -> None:
+    block.load_state_dict({k: 2 * v for k, v in block.state_dict().items()})
+
+
+def load_state_dict_assign(block: Any) -> None:
+    block.load_state_dict({k: 2 * v for k, v in block.state_dict().items()}, assign=True)
+
+
+def running_variance(block: Any) -> None:
+    block.bn.running_var.fill_(3)
+
+
+def training_step_of_batch_norm(block: Any) -> None:
+    block.train()(random(2, 3, 9, 8))
+    block.eval()
+
+
+def eps(block: Any) -> None:
+    block.bn.eps = 0.5
+
+
+def another_batch_norm(block: Any) -> None:
+    block.bn = nn.BatchNorm2d(7, affine=False).double().eval()
+
+
+def dtype_there_and_back(block: Any) -> None:
+    block.half()
+    block.double()
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    "change",
+    [
+        in_place,
+        through_data,
+        through_detach,
+        through_numpy,
+        optimizer_step,
+        another_parameter,
+        another_tensor_as_data,
+        load_state_dict,
+        load_state_dict_assign,
+        running_variance,
+        training_step_of_batch_norm,
+        eps,
+        another_batch_norm,
+        dtype_there_and_back,
+    ],
+)
+def test_folding_follows_the_weights(
+    backend: str, change: Callable[[Any], None], context: Callable[[], Any]
+) -> None:
+    block = trained(SepConvBlock(3, 7)).eval()
+    x = random(1, 3, 9, 8)
+    with context():
+        before = block(x)
+        assert torch.equal(block(x), before)
+    change(block)
+    with context():
+        after = block(x)
+    with torch.no_grad():
+        torch.testing.assert_close(after, eager(block, x), **EXACT)
+    assert not torch.equal(after, before)
+
+
+def test_folding_follows_weights_that_reuse_memory(backend: str) -> None:
+    """New tensors where freed ones were: same address, same version, other values."""
+    block = trained(SepConvBlock(3, 7)).eval()
+    x = random(1, 3, 9, 8)
+    with torch.no_grad():
+        for i in range(20):
+            del block.conv.time_taps
+            block.conv.time_taps = nn.Parameter(random(7, 3, seed=i))
+            torch.testing.assert_close(block(x), eager(block, x), **EXACT)
+
+
+def test_eval_in_inference_mode_then_training(backend: str) -> None:
+    """What inference mode cached does not haunt autograd."""
+    block = trained(SepConvBlock(3, 7)).eval()
+    x = random(2, 3, 9, 8)
+    with torch.inference_mode():
+        expected = block(x)
+    for parameter in block.parameters():
+        parameter.requires_grad_(False)
+    x.requires_grad_()
+    y = block(x)
+    torch.testing.assert_close(y, expected.clone(), **EXACT)
+    y.sum().backward()
+    assert x.grad is not None
+
+
+# State.
+
+
+def test_state_dict_of_a_stack() -> None:
+    names = {"conv.pointwise", "conv.time_taps", "conv.freq_taps", "bn.weight", "bn.bias"}
+    names |= {"bn.running_mean", "bn.running_var", "bn.num_batches_tracked"}
+    assert set(three_blocks().state_dict()) == {f"{i}.{name}" for i in range(3) for name in names}
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_are_equal_and_independent(
+    backend: str, duplicate: Callable[[nn.Module], nn.Module]
+) -> None:
+    stack = trained(three_blocks()).eval()
+    x = random(2, 1, 20, 18)
+    with torch.no_grad():
+        before = stack(x)  # fills the caches that the copy must not share
+        twin = duplicate(stack)
+        assert torch.equal(twin(x), before)
+        for parameter in twin.parameters():
+            parameter.mul_(1.5)
+        assert not torch.equal(twin(x), before)
+        assert torch.equal(stack(x), before)
+
+
+def test_state_dict_round_trip_through_a_file(tmp_path: Any) -> None:
+    stack, twin = trained(three_blocks()).eval(), three_blocks().double().eval()
+    torch.save(stack.state_dict(), tmp_path / "weights.pt")
+    twin.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    x = random(1, 1, 20, 18)
+    assert torch.equal(twin(x), stack(x))
+
+
+def test_modules_are_made_on_the_device_and_dtype_in_force() -> None:
+    with torch.device("meta"):
+        assert all(p.is_meta for p in SepConvBlock(3, 4).parameters())
+    assert SepConvBlock(3, 4).to(torch.float64)(random(1, 3, 4, 4)).dtype == torch.float64
+
+
+def test_repr_says_what_it_is() -> None:
+    text = repr(SepConvBlock(3, 4, dilation=5, pool=7))
+    assert all(part in text for part in ("3, 4", "dilation=5", "pool=7", "BatchNorm2d"))
+
+
+# Backends.
+
+
+def test_backends_says_what_runs_and_why_not() -> None:
+    status = fastsep.backends()
+    assert set(status) == {"cpu", "triton", "cuda", "reference"}
+    assert status["reference"].available
+    assert all(s.detail for s in status.values())
+
+
+def test_use_backend_within_a_block_and_nested(cpu_kernels: None) -> None:
+    x, layer = random(1, 3, 5, 4), SepConv2d(3, 4).double()
+    meta = copy.deepcopy(layer).to("meta")
+
+    def forced() -> bool:
+        try:
+            meta(x.to("meta"))
+        except ValueError as error:
+            assert "'cpu' is forced" in str(error)
+            return True
+        return False
+
+    with fastsep.use_backend("reference"):
+        assert not forced()
+        with fastsep.use_backend("cpu"):
+            assert forced()
+            with fastsep.use_backend(None):
+                assert not forced()
+            assert forced()
+        assert not forced()
+        with pytest.raises(KeyError), fastsep.use_backend("cpu"):
+            raise KeyError
+        assert not forced()
+        fastsep.use_backend("cpu")
+        assert forced()
+
+
+def test_use_backend_changes_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def spy(*args: Any) -> Tensor:
+        calls.append("reference")
+        return original(*args)
+
+    original = reference.sep_conv2d
+    monkeypatch.setattr(reference, "sep_conv2d", spy)
+    x, layer = random(1, 3, 5, 4), SepConv2d(3, 4).double()
+    with fastsep.use_backend("reference"):
+        layer(x)
+    assert calls == ["reference"]
+    if fastsep.backends()["cpu"].available:
+        with fastsep.use_backend("cpu"):
+            layer(x)
+        assert calls == ["reference"]
+
+
+def test_use_backend_refuses_and_changes_nothing() -> None:
+    with fastsep.use_backend("reference"):
+        with pytest.raises(ValueError, match=r"no backend 'cudnn'; choose from cpu, triton, cuda"):
+            fastsep.use_backend("cudnn")
+        with pytest.raises(RuntimeError, match=r"backend 'triton' cannot run here: "):
+            fastsep.use_backend("triton")
+        SepConv2d(3, 4)(random(1, 3, 5, 4).float())
+
+
+def test_environment_variable_forces_a_backend(
+    run_python: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    code = """
+import torch, fastsep
+try:
+    weights = [torch.ones(1, n, device="meta") for n in (1, 3, 3)]
+    fastsep.sep_conv2d(torch.ones(1, 1, 2, 2, device="meta"), *weights)
+except ValueError as error:
+    print(error)
+"""
+    forced = run_python(code, FASTSEP_BACKEND="reference")
+    assert forced.returncode == 0, forced.stderr
+    assert forced.stdout == ""
+    if fastsep.backends()["cpu"].available:
+        forced = run_python(code, FASTSEP_BACKEND="cpu")
+        assert "'cpu' is forced" in forced.stdout, forced.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cudnn", "ValueError: FASTSEP_BACKEND: there is no backend 'cudnn'; choose from"),
+        ("triton", "RuntimeError: FASTSEP_BACKEND: backend 'triton' cannot run here: "),
+    ],
+)
+def test_environment_variable_that_cannot_be_followed(
+    run_python: Callable[..., subprocess.CompletedProcess[str]], name: str, message: str
+) -> None:
+    run = run_python("import fastsep", FASTSEP_BACKEND=name)
+    assert run.returncode != 0
+    assert run.stderr.strip().splitlines()[-1].startswith(message)
+
+
+def test_importing_brings_nothing_that_torch_had_not(
+    run_python: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """No compiler, no Triton, no numerics package: `import fastsep` costs next to nothing."""
+    code = """
+import json, sys, torch
+before = set(sys.modules)
+import fastsep
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+    run = run_python(code)
+    assert run.returncode == 0, run.stderr
+    packages = {name.split(".")[0] for name in json.loads(run.stdout)}
+    assert packages - set(sys.stdlib_module_names) == {"fastsep"}
+
+
+def test_folding_a_constant_channel_without_eps_is_refused() -> None:
+    block = trained(SepConvBlock(3, 7))
+    assert block.bn is not None and block.bn.running_var is not None
+    block.bn.running_var[2] = 0
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        fold_batchnorm(block, eps=0)
+    fold_batchnorm(block)

@@ -97,18 +97,19 @@ class Gradient {
   Gradient(const Backward& job, Bump& weights, Bump& scratch, Bump& partial)
       : job_(job),
         groups_(ceil_div(job.block.out, L)),
+        stride_(blocked_stride<T>(job.bins)),
         reach_t_(least(job.block.dilation, job.frames)),
         reach_f_(least(job.block.dilation, job.bins)),
         planar_(job.x.c != 1 || job.block.in == 1),
         packed_(weights, job.block),
-        x_(scratch.take<T>(ceil_div(job.block.in, L) * L * job.bins)),
+        x_(scratch.take<T>(row_size<T>(job.block.in, job.bins))),
         z_(scratch, least(2 * reach_t_ + 1, job.frames), job.block.out, job.bins, job.frames,
            reach_f_),
         dy_(scratch, least(2 * reach_t_ + 1, job.frames), job.block.out, job.bins, job.frames,
             reach_f_),
-        pooled_(scratch.take<T>(groups_ * L * (job.bins / job.block.pool))),
-        dz_(scratch.take<T>(groups_ * L * job.bins)),
-        dx_(scratch.take<T>(ceil_div(job.block.in, L) * L * job.bins)),
+        pooled_(scratch.take<T>(row_size<T>(job.block.out, job.bins / job.block.pool))),
+        dz_(scratch.take<T>(row_size<T>(job.block.out, job.bins))),
+        dx_(scratch.take<T>(row_size<T>(job.block.in, job.bins))),
         d_pointwise_(partial.take<T>(job.block.in * groups_ * L)),
         d_taps_(partial.take<T>(groups_ * Taps<T>::kSize)) {}
 
@@ -127,11 +128,11 @@ class Gradient {
       }
       find_dz(t);
       with_x(t, [&](auto x) {
-        correlate(x, job_.block.in, dz_, job_.bins * L, job_.block.out, job_.bins, d_pointwise_);
+        correlate(x, job_.block.in, dz_, stride_, job_.block.out, job_.bins, d_pointwise_);
       });
       if (job_.dx.data != nullptr) {
-        project(Blocked<T>{dz_, job_.bins * L}, job_.bins, packed_.backward, dx_, job_.bins * L);
-        store_blocked<S>(dx_, job_.bins * L, job_.dx, n_, t, job_.block.in, job_.bins);
+        project(Blocked<T>{dz_, stride_}, job_.bins, packed_.backward, dx_, stride_);
+        store_blocked<S>(dx_, stride_, job_.dx, n_, t, job_.block.in, job_.bins);
       }
     }
   }
@@ -140,10 +141,10 @@ class Gradient {
   void with_x(int64_t t, F f) {
     if (planar_) {
       load_planar<S>(job_.x, n_, t, job_.block.in, job_.bins, x_);
-      f(Planar<T>{x_, job_.bins});
+      f(Planar<T>{x_, planar_stride<T>(job_.bins)});
     } else {
-      load_blocked<S>(job_.x, n_, t, job_.block.in, job_.bins, x_, job_.bins * L);
-      f(Blocked<T>{x_, job_.bins * L});
+      load_blocked<S>(job_.x, n_, t, job_.block.in, job_.bins, x_, stride_);
+      f(Blocked<T>{x_, stride_});
     }
   }
 
@@ -159,7 +160,8 @@ class Gradient {
       load_blocked<S>(job_.grad, n_, t, job_.block.out, job_.bins, dy, dy_.group_stride());
     } else if (t / pool < job_.frames / pool && t / pool != pooled_row_) {
       pooled_row_ = t / pool;
-      load_blocked<S>(job_.grad, n_, pooled_row_, job_.block.out, bins_out, pooled_, bins_out * L);
+      load_blocked<S>(job_.grad, n_, pooled_row_, job_.block.out, bins_out, pooled_,
+                      blocked_stride<T>(bins_out));
     }
     const bool used = t / pool < job_.frames / pool;  // else pooling dropped the row
     const bool own = t >= own_begin_ && t < own_end_;
@@ -169,7 +171,7 @@ class Gradient {
       T* dy_group = dy + g * dy_.group_stride();
       if (job_.block.relu) {
         const Taps<T> taps = Taps<T>::read(packed_.taps + g * Taps<T>::kSize);
-        const T* from = pooled_ + g * bins_out * L;
+        const T* from = pooled_ + g * blocked_stride<T>(bins_out);
         for (int64_t f = 0; f < job_.bins; ++f) {
           if (!used || f / pool >= bins_out) {
             store(dy_group + f * L, zero);
@@ -204,7 +206,7 @@ class Gradient {
     for (int64_t g = 0; g < groups_; ++g) {
       const Taps<T> taps = Taps<T>::read(packed_.taps + g * Taps<T>::kSize).flipped();
       const Cross<T> dy = cross(dy_, t, g);
-      pooled_cross<T, 1, false>(taps, &dy, 1, job_.bins, dz_ + g * job_.bins * L);
+      pooled_cross<T, 1, false>(taps, &dy, 1, job_.bins, dz_ + g * stride_);
     }
   }
 
@@ -215,7 +217,7 @@ class Gradient {
   }
 
   const Backward& job_;
-  int64_t groups_, reach_t_, reach_f_;
+  int64_t groups_, stride_, reach_t_, reach_f_;
   bool planar_;
   Packed packed_;
   T* x_;

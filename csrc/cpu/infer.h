@@ -35,8 +35,8 @@ class Inference {
           packed(weights, b),
           z(scratch, least(b.pool + 2 * reach_t, t), direct ? 1 : b.out, f, t, reach_f,
             direct ? 1 : L),
-          pairs(scratch.take<uint32_t>(dot ? ceil_div(b.in, L) * L / 2 * f : 0)),
-          y(scratch.take<T>(ceil_div(b.out, L) * L * bins_out)),
+          pairs(scratch.take<uint32_t>(dot ? row_size<T>(b.in, f) : 0)),
+          y(scratch.take<T>(row_size<T>(b.out, bins_out))),
           window(scratch.take<Cross<T>>(b.pool)) {}
 
     Block block;
@@ -97,7 +97,7 @@ class Inference {
   Inference(const Forward& job, Bump& weights, Bump& scratch)
       : job_(job),
         stages_(scratch.take<Stage>(job.num_blocks)),
-        x_(scratch.take<T>(ceil_div(job.blocks[0].in, L) * L * job.bins)) {
+        x_(scratch.take<T>(row_size<T>(job.blocks[0].in, job.bins))) {
     int64_t frames = job.frames, bins = job.bins;
     for (int64_t i = 0; i < job.num_blocks; ++i) {
       const Stage stage(job.blocks[i], frames, bins, weights, scratch);
@@ -130,15 +130,16 @@ class Inference {
     const bool planar = first.direct || (job_.x.c != 1 && !dot);
     for (int64_t t = first.begin; t < first.end; ++t) {
       if (planar) {
+        const int64_t stride = planar_stride<T>(job_.bins);
         load_planar<S>(job_.x, n, t, first.block.in, job_.bins, x_);
-        prepare(n, t, [&](int64_t f, int64_t c) -> T& { return x_[c * job_.bins + f]; });
-        push(0, n, t, Planar<T>{x_, job_.bins});
+        prepare(n, t, [&](int64_t f, int64_t c) -> T& { return x_[c * stride + f]; });
+        push(0, n, t, Planar<T>{x_, stride});
       } else {
-        load_blocked<S>(job_.x, n, t, first.block.in, job_.bins, x_, job_.bins * L);
-        prepare(n, t, [&](int64_t f, int64_t c) -> T& {
-          return x_[(c / L * job_.bins + f) * L + c % L];
-        });
-        push(0, n, t, Blocked<T>{x_, job_.bins * L});
+        const int64_t stride = blocked_stride<T>(job_.bins);
+        load_blocked<S>(job_.x, n, t, first.block.in, job_.bins, x_, stride);
+        prepare(n, t,
+                [&](int64_t f, int64_t c) -> T& { return x_[c / L * stride + f * L + c % L]; });
+        push(0, n, t, Blocked<T>{x_, stride});
       }
     }
   }
@@ -180,8 +181,8 @@ class Inference {
       for (int64_t f = 0; f < stage.bins; ++f) x[f] = row.at(f, 0);
     } else if constexpr (dot && std::is_same_v<Row, Blocked<T>>) {
       round_to_pairs(row, stage.block.in, stage.bins, stage.pairs);
-      project(BlockedPairs{stage.pairs, stage.bins * BlockedPairs::kPairs}, stage.bins,
-              stage.packed.panels, stage.z[t], stage.z.group_stride());
+      project(BlockedPairs{stage.pairs, pairs_stride(stage.bins)}, stage.bins, stage.packed.panels,
+              stage.z[t], stage.z.group_stride());
     } else {
       project(row, stage.bins, stage.packed.panels, stage.z[t], stage.z.group_stride());
     }
@@ -190,7 +191,7 @@ class Inference {
            least(stage.next * pool + pool - 1 + stage.reach_t, stage.frames - 1) <= t) {
       const int64_t q = stage.next++;
       finish(stage, q);
-      const int64_t stride = stage.bins_out * L;
+      const int64_t stride = blocked_stride<T>(stage.bins_out);
       if (index + 1 < job_.num_blocks) {
         push(index + 1, n, q, Blocked<T>{stage.y, stride});
       } else {
@@ -219,7 +220,7 @@ class Inference {
 
   template <int P, bool rectify>
   void finish(const Stage& stage) {
-    const int64_t groups = ceil_div(stage.block.out, L), stride = stage.bins_out * L;
+    const int64_t groups = ceil_div(stage.block.out, L), stride = blocked_stride<T>(stage.bins_out);
     const int64_t pool = stage.block.pool;
     if (stage.direct) {
       for (int64_t g = 0; g < groups; g += kTileVectors) {

@@ -67,19 +67,23 @@ void project(Row x, int64_t bins, Panels<T> weights, T* z, int64_t group_stride)
     const int64_t width = least(kTileVectors, groups);
     with_count<kTileVectors>(width, [&](auto nv) {
       constexpr int NV = decltype(nv)::value;
-      for (int64_t f = 0; f < bins; f += kTileRows) {
-        with_count<kTileRows>(least(kTileRows, bins - f), [&](auto m) {
+      int64_t f = 0;
+      for (int64_t tiles = ceil_div(bins, kTileRows); tiles > 0; --tiles) {
+        // Tiles of even size: a last one of one or two rows would not hide its latencies.
+        with_count<kTileRows>(ceil_div(bins - f, tiles), [&](auto m) {
           constexpr int M = decltype(m)::value;
           Tile<T, M, NV> tile;
-          const Row tile_x = x.from(f);
-          for (int64_t k = 0; k < weights.in; ++k) {
-            tile.add([&](int i) { return tile_x.at(i, k); }, panel + k * NV * L, L);
-          }
+          const T* w = panel;
+          x.from(f).each_channel(weights.in, [&](const auto* p) __attribute__((always_inline)) {
+            tile.add([&](int i) { return p[i * Row::kStep]; }, w, L);
+            w += NV * L;
+          });
 #pragma GCC unroll 4
           for (int j = 0; j < NV; ++j) {
 #pragma GCC unroll 6
             for (int i = 0; i < M; ++i) store(z + j * group_stride + (f + i) * L, tile.sum[i][j]);
           }
+          f += M;
         });
       }
     });

@@ -6,21 +6,42 @@
 
 namespace fastsep::FASTSEP_ISA {
 
-// Element (position, channel) of a row, for the products that read it scalar by scalar.
+// Rows as the products read them, scalar by scalar: each_channel calls f(p) for one channel after
+// the other, with p[i * kStep] the scalar at position i.
 template <class T>
 struct Planar {
+  static constexpr int64_t kStep = 1;
   const T* base;
   int64_t channel_stride;
+  template <class F>
+  FASTSEP_INLINE void each_channel(int64_t channels, F f) const {
+    const T* p = base;
+    for (int64_t c = 0; c < channels; ++c, p += channel_stride) f(p);
+  }
   FASTSEP_INLINE T at(int64_t position, int64_t channel) const {
     return base[channel * channel_stride + position];
   }
   FASTSEP_INLINE Planar from(int64_t position) const { return {base + position, channel_stride}; }
 };
 
+// Groups of `width` channels side by side.
+template <class S, int64_t width, class F>
+FASTSEP_INLINE void each_in_groups(const S* base, int64_t group_stride, int64_t channels, F f) {
+  for (; channels > 0; channels -= width, base += group_stride) {
+    const S* end = base + least(width, channels);
+    for (const S* p = base; p < end; ++p) f(p);
+  }
+}
+
 template <class T>
 struct Blocked {
+  static constexpr int64_t kStep = kLanes<T>;
   const T* base;
   int64_t group_stride;
+  template <class F>
+  FASTSEP_INLINE void each_channel(int64_t channels, F f) const {
+    each_in_groups<T, kStep>(base, group_stride, channels, f);
+  }
   FASTSEP_INLINE T at(int64_t position, int64_t channel) const {
     constexpr int64_t L = kLanes<T>;
     return base[channel / L * group_stride + position * L + channel % L];
@@ -32,22 +53,25 @@ struct Blocked {
 
 // A blocked row in bfloat16, read two neighbouring channels at a time.
 struct BlockedPairs {
-  static constexpr int64_t kPairs = kLanes<float> / 2;
+  static constexpr int64_t kStep = kLanes<float> / 2;
   const uint32_t* base;
   int64_t group_stride;
-  FASTSEP_INLINE uint32_t at(int64_t position, int64_t pair) const {
-    return base[pair / kPairs * group_stride + position * kPairs + pair % kPairs];
+  template <class F>
+  FASTSEP_INLINE void each_channel(int64_t pairs, F f) const {
+    each_in_groups<uint32_t, kStep>(base, group_stride, pairs, f);
   }
   FASTSEP_INLINE BlockedPairs from(int64_t position) const {
-    return {base + position * kPairs, group_stride};
+    return {base + position * kStep, group_stride};
   }
 };
+
+FASTSEP_INLINE int64_t pairs_stride(int64_t bins) { return (bins | 1) * BlockedPairs::kStep; }
 
 // Lanes beyond the last channel become 0: with an odd channel they share a pair.
 inline void round_to_pairs(Blocked<float> row, int64_t channels, int64_t bins, uint32_t* pairs) {
   constexpr int64_t L = kLanes<float>;
-  BFloat16* to = reinterpret_cast<BFloat16*>(pairs);
   for (int64_t c = 0; c < channels; c += L) {
+    BFloat16* to = reinterpret_cast<BFloat16*>(pairs + c / L * pairs_stride(bins));
     const float* from = row.base + c / L * row.group_stride;
     const int64_t lanes = least(L, channels - c);
     for (int64_t f = 0; f < bins; ++f, from += L, to += L) {
@@ -55,6 +79,26 @@ inline void round_to_pairs(Blocked<float> row, int64_t channels, int64_t bins, u
       if (lanes < L) std::memset(to + lanes, 0, size_t(L - lanes) * sizeof *to);
     }
   }
+}
+
+// Distances between channels and between groups of channels. In odd numbers of cache lines: a
+// product reads every channel at the same positions, which must not fall into the same cache sets.
+template <class T>
+FASTSEP_INLINE int64_t planar_stride(int64_t bins) {
+  constexpr int64_t line = 64 / sizeof(T);
+  return (ceil_div(bins, line) | 1) * line;
+}
+
+template <class T>
+FASTSEP_INLINE int64_t blocked_stride(int64_t bins) {
+  return (bins | 1) * kLanes<T>;
+}
+
+// Room for a row in either layout.
+template <class T>
+FASTSEP_INLINE int64_t row_size(int64_t channels, int64_t bins) {
+  return most(channels * planar_stride<T>(bins),
+              ceil_div(channels, kLanes<T>) * blocked_stride<T>(bins));
 }
 
 // Row (n, t) of a tensor.
@@ -68,7 +112,7 @@ void load_planar(const Map& map, int64_t n, int64_t t, int64_t channels, int64_t
   const S* source = row_of<S>(map, n, t);
   for (int64_t c = 0; c < channels; ++c) {
     const S* channel = source + c * map.c;
-    T* to = row + c * bins;
+    T* to = row + c * planar_stride<T>(bins);
     if (map.f == 1) {
       for (int64_t f = 0; f < bins; ++f) to[f] = widen(channel[f]);
     } else {

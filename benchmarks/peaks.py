@@ -3,6 +3,7 @@
 import ctypes
 import subprocess
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -41,6 +42,6 @@ def copy_bandwidth(threads: int, seconds: float = 0.5) -> float:
     return _together(_library("baseline").copy_gbps, threads, seconds)
 
 
-def _together(function: ctypes._NamedFuncPointer, threads: int, seconds: float) -> float:
+def _together(function: Callable[[float], float], threads: int, seconds: float) -> float:
     with ThreadPoolExecutor(threads) as pool:  # ctypes releases the GIL
         return sum(pool.map(function, [seconds] * threads))

@@ -24,7 +24,10 @@ def _load(library: str) -> str | None:
     """Loads a compiled library of the package; returns why it could not, or None."""
     path = _PACKAGE / f"{library}.abi3.so"
     if not path.exists():
-        return f"{path.name} was not built: run `pip install .` with a C++ compiler"
+        return (
+            f"{path} was not built: run `pip install .` with a C++ compiler; if this path is a "
+            "clone of the sources, leave it for Python to find what is installed"
+        )
     try:
         torch.ops.load_library(path)
     except OSError as error:

@@ -47,13 +47,19 @@ struct Panels {
   // element(o, i) is the weight from input channel i to output channel o.
   template <class Element>
   void pack(Element element) const {
-    T* to = base;
-    constexpr int64_t L = kLanes<T>, panel = kTileVectors * L;
-    for (int64_t first = 0; first < out; first += panel) {
-      const int64_t width = least(panel, ceil_div(out - first, L) * L);
-      for (int64_t i = 0; i < in; ++i) {
-        for (int64_t o = first; o < first + width; ++o) *to++ = o < out ? element(o, i) : T(0);
+    constexpr int64_t L = kLanes<T>;
+    T* panel = base;
+    for (int64_t first = 0; first < out; first += kTileVectors * L) {
+      const int64_t width = least(kTileVectors * L, ceil_div(out - first, L) * L);
+      // A few inputs at a time, so that the lines they are read from and written to stay in cache.
+      for (int64_t i0 = 0; i0 < in; i0 += L) {
+        for (int64_t o = 0; o < width; ++o) {
+          for (int64_t i = i0; i < least(i0 + L, in); ++i) {
+            panel[i * width + o] = first + o < out ? element(first + o, i) : T(0);
+          }
+        }
       }
+      panel += in * width;
     }
   }
 };

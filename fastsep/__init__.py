@@ -7,7 +7,8 @@ you already have, `backends` says what runs here and why.
 """
 
 from fastsep.backends import BackendStatus, backends, use_backend
-from fastsep.folding import batch_norm_affine, fold_batchnorm
+from fastsep.batchnorm import batch_norm_affine
+from fastsep.folding import fold_batchnorm
 from fastsep.functional import (
     BlockParameters,
     sep_conv2d,

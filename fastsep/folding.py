@@ -1,42 +1,14 @@
-"""Batch norm folded into the taps and a bias, for inference."""
+"""`fold_batchnorm(model)`: a copy for inference, with nothing left to fold on the fly."""
 
 import copy
 from typing import TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
+
+from fastsep.fuse import FusedSepConv
+from fastsep.modules import SepConvBlock
 
 Module = TypeVar("Module", bound=nn.Module)
-BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
-
-
-def fold(
-    bn: BatchNorm, time_taps: Tensor, freq_taps: Tensor, eps: float | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Taps (C, 3) and a bias (C,) that do what the taps followed by `bn` in eval mode do.
-
-    eps: instead of bn.eps. The scale is 1 / sqrt(var + eps) and is computed in float64: a channel
-    that hardly ever varied in training makes it huge.
-    Raises ValueError when bn keeps no running statistics.
-    Source: DCASE 2021 Task 1A report of Puy, Jain and Bursuc, eq. 3-5 (which leave eps out).
-    """
-    scale, bias = batch_norm_affine(bn, eps)
-    dtype = time_taps.dtype
-    taps = [(scale[:, None] * taps).to(dtype) for taps in (time_taps, freq_taps)]
-    return taps[0], taps[1], bias.to(dtype)
-
-
-def batch_norm_affine(bn: BatchNorm, eps: float | None = None) -> tuple[Tensor, Tensor]:
-    """The (scale, shift), each (C,) float64, that `bn` applies in eval mode: scale x + shift."""
-    if bn.running_mean is None or bn.running_var is None:
-        raise ValueError("this batch norm keeps no running statistics, so it cannot be folded")
-    scale = (bn.running_var.double() + (bn.eps if eps is None else eps)).rsqrt()
-    if bn.weight is not None:
-        scale = scale * bn.weight
-    shift = -scale * bn.running_mean
-    if bn.bias is not None:
-        shift = shift + bn.bias
-    return scale, shift
 
 
 def fold_batchnorm(module: Module, *, eps: float | None = None) -> Module:
@@ -49,9 +21,6 @@ def fold_batchnorm(module: Module, *, eps: float | None = None) -> Module:
     Raises:
         ValueError: a batch norm without running statistics, or one of variance 0 under `eps=0`.
     """
-    from fastsep.fuse import FusedSepConv
-    from fastsep.modules import SepConvBlock
-
     folded = copy.deepcopy(module).eval()
     for parent in list(folded.modules()):
         for name, child in parent._modules.items():
@@ -66,47 +35,3 @@ def fold_batchnorm(module: Module, *, eps: float | None = None) -> Module:
                     "check its variances (eps=0 cannot fold a variance of 0)"
                 )
     return folded
-
-
-class FoldCache:
-    """Remembers a block's folded parameters as long as the tensors they came from hold the same.
-
-    Values are compared, not addresses and versions: the running statistics, `.data` and NumPy views
-    change without a new version, and freed memory is reused.
-    """
-
-    def __init__(self) -> None:
-        # (eps, copies of the sources, folded), replaced as one: threads may share the module.
-        self._kept: tuple[float, list[Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
-
-    def __call__(
-        self, bn: BatchNorm, time_taps: Tensor, freq_taps: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        sources = [time_taps, freq_taps, bn.weight, bn.bias, bn.running_mean, bn.running_var]
-        tensors = [t for t in sources if t is not None]
-        differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        if (
-            differentiable
-            or torch.compiler.is_compiling()
-            or time_taps.device.type != "cpu"  # comparing would wait for the device
-        ):
-            return fold(bn, time_taps, freq_taps)
-        kept = self._kept
-        if kept is None or kept[0] != bn.eps or not _same(tensors, kept[1]):
-            with torch.inference_mode(False), torch.no_grad():
-                copies = [t.clone() for t in tensors]
-                kept = (bn.eps, copies, fold(bn, time_taps, freq_taps))
-            self._kept = kept
-        return kept[2]
-
-    def __deepcopy__(self, memo: object) -> "FoldCache":
-        return FoldCache()
-
-    def __reduce__(self) -> tuple[type["FoldCache"], tuple[()]]:
-        return FoldCache, ()
-
-
-def _same(a: list[Tensor], b: list[Tensor]) -> bool:
-    return len(a) == len(b) and all(
-        s.dtype == t.dtype and torch.equal(s, t) for s, t in zip(a, b, strict=True)
-    )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from fastsep.folding import FoldCache
+from fastsep.batchnorm import FoldCache
 from fastsep.functional import sep_conv2d, sep_conv2d_block
 from fastsep.modules import SepConv2d, SepConvBlock, relu_pool, uses_batch_statistics
 

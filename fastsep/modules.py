@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fastsep.folding import BatchNorm, FoldCache, fold
+from fastsep.batchnorm import BatchNorm, FoldCache, fold
 from fastsep.functional import (
     BlockParameters,
     checked_load,

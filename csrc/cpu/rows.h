@@ -115,6 +115,9 @@ void load_planar(const Map& map, int64_t n, int64_t t, int64_t channels, int64_t
     T* to = row + c * planar_stride<T>(bins);
     if (map.f == 1) {
       for (int64_t f = 0; f < bins; ++f) to[f] = widen(channel[f]);
+      // Short rows of many channels are more streams than the hardware follows.
+      for (int64_t f = 0; f < bins; f += 64 / sizeof(S))
+        __builtin_prefetch(channel + map.t + f, 0, 2);
     } else {
       for (int64_t f = 0; f < bins; ++f) to[f] = widen(channel[f * map.f]);
     }

@@ -116,10 +116,10 @@ def roofline(rows: list[Row], machine: dict[str, Any], target: Path) -> None:
     wanted = {"allocator": "tuned", "case": "network", "batch": 8, "threads": 2}
     chosen = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
     peak, bandwidth = machine["fma_gflops_2_threads"], machine["copy_gbps_2_threads"]
-    intensity = [2**e for e in range(-3, 9)]
+    intensity = sorted([peak / bandwidth, *(2**e for e in range(-3, 9))])
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     axes.loglog(intensity, [min(peak, bandwidth * i) for i in intensity], color="black",
-                label=f"roof: {peak:.0f} GFLOP/s, {bandwidth:.0f} GB/s")  # fmt: skip
+                label=f"float32 roof: {peak:.0f} GFLOP/s, {bandwidth:.0f} GB/s")  # fmt: skip
     for row in sorted(chosen, key=lambda row: -row["gflops"]):
         at = row["flop"] / row["batch"] / CLIP_BYTES
         axes.plot(at, row["gflops"], "o", label=f"{row['system']}: {row['gflops']:.0f} GFLOP/s")

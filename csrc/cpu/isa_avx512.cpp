@@ -7,6 +7,8 @@
 #include <type_traits>
 #include <utility>
 
+#include <immintrin.h>
+
 #include "kernels.h"
 
 #if defined(__clang__)

@@ -26,10 +26,17 @@ FASTSEP_INLINE void store(T* p, Vec<T> v) {
   *reinterpret_cast<Vec<T>*>(p) = v;
 }
 
-// Keeps NaN: a comparison with it is false.
+// Keeps NaN: x86's max then returns its second operand, and a comparison with NaN is false.
 template <class T>
 FASTSEP_INLINE Vec<T> relu(Vec<T> v) {
   const Vec<T> zero = {};
+#if FASTSEP_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) return _mm512_max_ps(zero, v);
+  if constexpr (sizeof(T) == 8) return _mm512_max_pd(zero, v);
+#elif FASTSEP_VECTOR_BYTES == 32
+  if constexpr (sizeof(T) == 4) return _mm256_max_ps(zero, v);
+  if constexpr (sizeof(T) == 8) return _mm256_max_pd(zero, v);
+#endif
   return v < zero ? zero : v;
 }
 

@@ -19,7 +19,7 @@ from asc.features import HOP, N_MELS, SAMPLE_RATE
 from asc.metrics import score
 from asc.model import Cnn6Sep
 from asc.presets import get_preset
-from asc.report import score_tables, write_json
+from asc.report import print_tables, score_tables, write_json
 from asc.training import Settings, check_new_run, fit
 
 SECONDS = 2.0  # clips of 2 s instead of 10 keep the demo short
@@ -88,8 +88,7 @@ def run(out: Path, seed: int) -> None:
     for name, masks in (("no TTA", 0), (f"{TTA} TTA", TTA)):
         probabilities = evaluate(model, held_out, tta=masks, seed=seed)
         systems[name] = score(probabilities, labels, model.classes, validation.devices)
-    for table in score_tables(systems):
-        console.print(table)
+    print_tables(console, score_tables(systems))
 
     console.print("4. Speed: the folded network with fused layers and with nn.Conv2d layers.")
     eager, fused, note = compare_speed(model)

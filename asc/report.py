@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def parameter_report(rows: Sequence[LayerRow]) -> Table:
     return table
 
 
-def print_tables(console: Console, tables: Iterator[Table] | Sequence[Table]) -> None:
+def print_tables(console: Console, tables: Iterable[Table]) -> None:
     for table in tables:
         console.print(table)
 

@@ -11,7 +11,6 @@ from benchmarks import peers, workloads
 from benchmarks.conftest import Measure, best_isa, widest_isa
 
 CASES = [(8, 2), (1, 2), (8, 1)]  # batch, threads
-BF16 = {"bf16": "avx512bf16"}
 
 
 @pytest.mark.parametrize(("batch", "threads"), CASES)

@@ -1,11 +1,12 @@
 """Which kernels can run here, and which one a call uses."""
 
+import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 
 import torch
 
@@ -35,7 +36,12 @@ def _load(library: str) -> str | None:
     return None
 
 
-_cpu_missing = _load("_cpu")
+def interpreted() -> bool:
+    """Whether Triton's kernels are to run on CPU tensors, in Triton's interpreter, for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1" and os.environ.get("FASTSEP_BACKEND") == "triton"
+
+
+_cpu_missing = "Triton's interpreter takes its place" if interpreted() else _load("_cpu")
 if os.environ.get("FASTSEP_CPU_ISA") and _cpu_missing is None:
     try:
         torch.ops.fastsep_cpu.set_isa(os.environ["FASTSEP_CPU_ISA"])
@@ -51,8 +57,17 @@ def _cpu() -> BackendStatus:
     return BackendStatus(True, f"C++ for {isa}; this machine runs {runs} (FASTSEP_CPU_ISA chooses)")
 
 
+@cache
 def _triton() -> BackendStatus:
-    return BackendStatus(False, "there are no Triton kernels in this version")
+    if not torch.cuda.is_available() and not interpreted():
+        return BackendStatus(False, "PyTorch sees no CUDA device")
+    try:
+        triton = importlib.import_module("triton")
+    except ImportError as error:
+        return BackendStatus(False, f"{error}: run `pip install triton`")
+    if interpreted():
+        return BackendStatus(True, "Triton's interpreter on CPU tensors: for tests, very slow")
+    return BackendStatus(True, f"Triton {triton.__version__} kernels; compiled at first use")
 
 
 @cache
@@ -127,11 +142,18 @@ class use_backend:
 def select(device: torch.device) -> str:
     """The backend for tensors on `device`; ValueError when the forced one does not take them."""
     if _forced is None:
-        return "cpu" if device.type == "cpu" and _cpu_missing is None else "reference"
-    needs = {"cpu": "cpu", "triton": "cuda", "cuda": "cuda"}.get(_forced, device.type)
+        name = {"cpu": "cpu", "cuda": "triton"}.get(device.type, "reference")
+        return name if _STATUS[name]().available else "reference"
+    gpu = "cpu" if interpreted() else "cuda"
+    needs = {"cpu": "cpu", "triton": gpu, "cuda": "cuda"}.get(_forced, device.type)
     if device.type != needs:
         raise ValueError(
             f"backend {_forced!r} is forced but takes {needs} tensors, got one on {device}; "
             "call use_backend(None) to choose by device"
         )
     return _forced
+
+
+def gpu_kernels() -> ModuleType:
+    """The module whose functions are the operators on a GPU."""
+    return importlib.import_module("fastsep.cuda" if _forced == "cuda" else "fastsep.triton")

@@ -131,7 +131,7 @@ def sep_conv2d_stack(
         _check_block(x, channels, f"blocks[{i}].", *block, needs_bias=True)
         channels = block.pointwise.shape[0]
     scale, shift, stripes = _checked_load(x, affine, stripes)
-    if select(x.device) == "cpu":
+    if select(x.device) in ("cpu", "triton"):
         columns = [list(column) for column in zip(*blocks, strict=True)]
         return ops.sep_conv2d_stack(x, *columns, scale, shift, stripes, compute == "bf16")
     y = _plain(reference.load, x, scale, shift, stripes)

@@ -1,10 +1,9 @@
 """The operators as PyTorch sees them: schemas, fake kernels, autograd, autocast.
 
-The kernels themselves are registered elsewhere: for the CPU by csrc/register.cpp, for CUDA by the
-functions at the end. Callers go through `fastsep.functional`, which checks its arguments.
+The kernels themselves are elsewhere: for the CPU csrc/register.cpp registers them, for a GPU the end
+of this file does. Callers go through `fastsep.functional`, which checks its arguments.
 """
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +11,8 @@ from torch import Tensor
 from torch.amp.autocast_mode import _cast as cast
 from torch.library import Library
 
-from fastsep.reference import accumulator, load
+from fastsep.backends import gpu_kernels, interpreted
+from fastsep.reference import load
 
 _WEIGHTS = "Tensor x, Tensor pointwise, Tensor time_taps, Tensor freq_taps"
 _GRADIENTS = "(Tensor, Tensor, Tensor, Tensor, Tensor)"  # of x, pointwise, both taps and bias
@@ -38,9 +38,11 @@ ops = torch.ops.fastsep
 # Shapes and layouts, for tracing.
 
 
-def _new_map(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+def new_map(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised map in x's memory format: channels_last stays channels_last."""
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+    return torch.empty(
+        shape, dtype=dtype or x.dtype, device=x.device, memory_format=memory_format(x)
+    )
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
@@ -50,14 +52,14 @@ def memory_format(x: Tensor) -> torch.memory_format:
 
 @torch.library.register_fake("fastsep::sep_conv2d", lib=library)
 def _(x: Tensor, pointwise: Tensor, *_: Any) -> Tensor:
-    return _new_map(x, (x.shape[0], pointwise.shape[0], *x.shape[2:]))
+    return new_map(x, (x.shape[0], pointwise.shape[0], *x.shape[2:]))
 
 
 @torch.library.register_fake("fastsep::sep_conv2d_block", lib=library)
 def _(
     x: Tensor, pointwise: Tensor, a: Tensor, b: Tensor, bias: Tensor, dilation: int, pool: int
 ) -> Tensor:
-    return _new_map(x, (x.shape[0], pointwise.shape[0], x.shape[2] // pool, x.shape[3] // pool))
+    return new_map(x, (x.shape[0], pointwise.shape[0], x.shape[2] // pool, x.shape[3] // pool))
 
 
 @torch.library.register_fake("fastsep::sep_conv2d_stack", lib=library)
@@ -74,13 +76,13 @@ def _(
     frames, bins = x.shape[2:]
     for p in pool:
         frames, bins = frames // p, bins // p
-    return _new_map(x, (x.shape[0], pointwise[-1].shape[0], frames, bins))
+    return new_map(x, (x.shape[0], pointwise[-1].shape[0], frames, bins))
 
 
 def _fake_gradients(
     x: Tensor, pointwise: Tensor, time_taps: Tensor, freq_taps: Tensor, needs_x: bool
 ) -> tuple[Tensor, ...]:
-    dx = _new_map(x, tuple(x.shape)) if needs_x else x.new_empty(0)
+    dx = new_map(x, tuple(x.shape)) if needs_x else x.new_empty(0)
     weights = [torch.empty(w.shape, dtype=w.dtype, device=w.device) for w in
                (pointwise, time_taps, freq_taps)]  # fmt: skip
     return (dx, *weights, x.new_empty(pointwise.shape[0]))
@@ -198,25 +200,18 @@ for _name in ("sep_conv2d", "sep_conv2d_block", "sep_conv2d_stack"):
     _register_autocast(_name, "cuda", "AutocastCUDA")
 
 
-# CUDA C++, only ever reached through use_backend("cuda").
+# GPU kernels: Python that launches them, imported at the first call.
 
 
-def _cuda_sep_conv2d(
-    x: Tensor,
-    pointwise: Tensor,
-    time_taps: Tensor,
-    freq_taps: Tensor,
-    bias: Tensor | None,
-    dilation: int,
-    pool: int = 1,
-    rectify: bool = False,
-) -> Tensor:
-    wide = accumulator(x.dtype)
-    z = torch.einsum("ck,nktf->nctf", pointwise.to(wide), x.to(wide))
-    weights = [None if w is None else w.to(wide) for w in (time_taps, freq_taps, bias)]
-    y = torch.ops.fastsep_cuda.cross(z, *weights, dilation, pool, rectify)
-    return y.to(x.dtype, memory_format=memory_format(x))
+def _register_launcher(name: str, key: str) -> None:
+    def launch(*args: Any) -> Any:
+        return getattr(gpu_kernels(), name)(*args)
+
+    library.impl(name, launch, key)
 
 
-library.impl("sep_conv2d", _cuda_sep_conv2d, "CUDA")
-library.impl("sep_conv2d_block", partial(_cuda_sep_conv2d, rectify=True), "CUDA")
+for _name in ("sep_conv2d", "sep_conv2d_block", "sep_conv2d_stack",
+              "sep_conv2d_backward", "sep_conv2d_block_backward"):  # fmt: skip
+    _register_launcher(_name, "CUDA")
+    if interpreted():
+        _register_launcher(_name, "CPU")

@@ -1,0 +1,164 @@
+"""Gradients: z is recomputed, partial sums are added in a fixed order.
+
+With g = dL/dy at every position before pooling (0 where ReLU cut), and dz the cross of g turned
+around, the gradients are sums of g times the five neighbours of z (taps, bias), of dz times x
+(pointwise) and pointwise^T dz (x).
+"""
+
+import triton
+import triton.language as tl
+
+from fastsep.triton.tile import (
+    add_product,
+    aside,
+    inside,
+    load_bias,
+    load_input,
+    load_taps,
+    place,
+    pointers,
+    project,
+)
+
+SUMS = 6  # of g times z above, here, below, left and right, and of g itself
+
+
+@triton.jit
+def sums_kernel(x, grad, positive, sums, weights, size, prepare, walk, M: tl.constexpr):
+    """Walks as the forward kernel does. Writes the SUMS of each program to sums (programs of a
+    channel block, SUMS, Cout), and with ReLU whether y > 0 to positive (N, Cout, T, F)."""
+    C: tl.constexpr = M.C
+    here = place(size, walk, M)
+    n, channel, f = here.n, here.channel, here.f
+    taps = load_taps(weights, size, channel, M)
+    bias = load_bias(weights, size, channel, M)
+    row = tl.arange(0, M.COLUMNS) // M.BINS
+    t = (here.phase + M.STEP * here.first) * M.POOL + row
+    up = project(x, prepare, weights, size, n, channel, t - M.DILATION, f, M)
+    centre = project(x, prepare, weights, size, n, channel, t, f, M)
+    of_up = tl.zeros((C,), M.ACC)
+    of_centre = tl.zeros((C,), M.ACC)
+    of_down = tl.zeros((C,), M.ACC)
+    of_left = tl.zeros((C,), M.ACC)
+    of_right = tl.zeros((C,), M.ACC)
+    of_one = tl.zeros((C,), M.ACC)
+    for j in range(here.first, here.stop):
+        t = (here.phase + M.STEP * j) * M.POOL + row
+        if not M.CARRY:
+            up = project(x, prepare, weights, size, n, channel, t - M.DILATION, f, M)
+            centre = project(x, prepare, weights, size, n, channel, t, f, M)
+        down = project(x, prepare, weights, size, n, channel, t + M.DILATION, f, M)
+        left = aside(centre, x, prepare, weights, size, here, t, -M.DILATION, M)
+        right = aside(centre, x, prepare, weights, size, here, t, M.DILATION, M)
+        mine = here.owned & (f < size.bins // M.POOL * M.POOL)
+        mine = (channel < size.channels_out)[:, None] & mine[None, :]
+        at = pointers(grad, n, channel, t // M.POOL, f // M.POOL)
+        g = tl.load(at, mask=mine, other=0.0).to(M.ACC) * (1.0 / (M.POOL * M.POOL))
+        if M.RELU:
+            y = taps.centre * centre + bias
+            y += taps.up * up + taps.down * down
+            y += taps.left * left
+            y += taps.right * right
+            keep = (y > 0) | (y != y)  # as PyTorch: NaN passes its gradient on
+            tl.store(pointers(positive, n, channel, t, f), keep.to(tl.int8), mask=mine)
+            g = tl.where(keep, g, 0.0)
+        of_up += tl.sum(g * up, axis=1)
+        of_centre += tl.sum(g * centre, axis=1)
+        of_down += tl.sum(g * down, axis=1)
+        of_left += tl.sum(g * left, axis=1)
+        of_right += tl.sum(g * right, axis=1)
+        of_one += tl.sum(g, axis=1)
+        if M.CARRY:
+            up, centre = centre, down
+    program = tl.program_id(0) // tl.cdiv(size.channels_out, M.C)
+    at = sums + program.to(tl.int64) * (6 * size.channels_out) + channel
+    mask = channel < size.channels_out
+    tl.store(at, of_up, mask=mask)
+    tl.store(at + size.channels_out, of_centre, mask=mask)
+    tl.store(at + 2 * size.channels_out, of_down, mask=mask)
+    tl.store(at + 3 * size.channels_out, of_left, mask=mask)
+    tl.store(at + 4 * size.channels_out, of_right, mask=mask)
+    tl.store(at + 5 * size.channels_out, of_one, mask=mask)
+
+
+@triton.jit
+def load_g(grad, positive, size, n, channel, t, f, M: tl.constexpr):
+    """g, 0 outside the map and in rows and columns that pooling drops."""
+    there = inside(size, t, f)
+    if M.POOL > 1:
+        there &= (t < size.frames // M.POOL * M.POOL) & (f < size.bins // M.POOL * M.POOL)
+    mask = (channel < size.channels_out)[:, None] & there[None, :]
+    at = pointers(grad, n, channel, t // M.POOL, f // M.POOL)
+    g = tl.load(at, mask=mask, other=0.0).to(M.ACC) * (1.0 / (M.POOL * M.POOL))
+    if M.RELU:
+        keep = tl.load(pointers(positive, n, channel, t, f), mask=mask, other=0)
+        g = tl.where(keep != 0, g, 0.0)
+    return g
+
+
+@triton.jit
+def load_dz(grad, positive, taps, size, n, channel, t, f, M: tl.constexpr):
+    """dz at channel (channels,) and at t and f, each (columns,)."""
+    dz = taps.centre * load_g(grad, positive, size, n, channel, t, f, M)
+    dz += taps.up * load_g(grad, positive, size, n, channel, t + M.DILATION, f, M)
+    dz += taps.down * load_g(grad, positive, size, n, channel, t - M.DILATION, f, M)
+    dz += taps.left * load_g(grad, positive, size, n, channel, t, f + M.DILATION, M)
+    dz += taps.right * load_g(grad, positive, size, n, channel, t, f - M.DILATION, M)
+    return dz
+
+
+@triton.jit
+def input_kernel(grad, positive, dx, weights, size, M: tl.constexpr):
+    """dx (N, Cin, T, F) = pointwise^T dz: C input channels of BINS positions a program."""
+    C: tl.constexpr = M.C
+    BINS: tl.constexpr = M.BINS
+    blocks = tl.cdiv(size.channels_in, C)
+    index = tl.program_id(0)
+    channel_in = index % blocks * M.C + tl.arange(0, M.C)
+    index = index // blocks
+    per_clip = tl.cdiv(size.frames * size.bins, M.BINS)
+    n = index // per_clip
+    position = index % per_clip * M.BINS + tl.arange(0, M.BINS)
+    t, f = position // size.bins, position % size.bins
+    total = tl.zeros((C, BINS), M.ACC)
+    for first in range(0, size.channels_out, M.K):
+        channel = first + tl.arange(0, M.K)
+        taps = load_taps(weights, size, channel, M)
+        dz = load_dz(grad, positive, taps, size, n, channel, t, f, M)
+        if M.LONE:
+            total += tl.sum(dz, axis=0)[None, :]  # the taps hold the pointwise weights
+        else:
+            at = weights.pointwise + channel.to(tl.int64)[None, :] * size.channels_in
+            mask = (channel_in < size.channels_in)[:, None]
+            mask = mask & (channel < size.channels_out)[None, :]
+            p = tl.load(at + channel_in[:, None], mask=mask, other=0.0).to(M.DOT)
+            total = add_product(total, p, dz.to(M.DOT), M)
+    mask = (channel_in < size.channels_in)[:, None] & (t < size.frames)[None, :]
+    tl.store(pointers(dx, n, channel_in, t, f), total.to(dx.data.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def pointwise_kernel(x, grad, positive, sums, weights, size, prepare, clips, splits, M: tl.constexpr):
+    """Partial sums (splits, Cout, Cin) of dz x^T: C by K channels of every splits-th block of BINS
+    positions a program."""
+    C: tl.constexpr = M.C
+    K: tl.constexpr = M.K
+    rows, columns = tl.cdiv(size.channels_out, M.C), tl.cdiv(size.channels_in, M.K)
+    index = tl.program_id(0)
+    channel_in = index % columns * M.K + tl.arange(0, M.K)
+    index = index // columns
+    channel = index % rows * M.C + tl.arange(0, M.C)
+    split = index // rows
+    taps = load_taps(weights, size, channel, M)
+    per_clip = tl.cdiv(size.frames * size.bins, M.BINS)
+    total = tl.zeros((C, K), M.ACC)
+    for block in range(split, clips * per_clip, splits):
+        n = block // per_clip
+        position = block % per_clip * M.BINS + tl.arange(0, M.BINS)
+        t, f = position // size.bins, position % size.bins
+        dz = load_dz(grad, positive, taps, size, n, channel, t, f, M).to(M.DOT)
+        loaded = load_input(x, prepare, size, n, channel_in, t, f, M).to(M.DOT)
+        total = add_product(total, dz, tl.trans(loaded), M)
+    at = sums + (split * size.channels_out + channel).to(tl.int64)[:, None] * size.channels_in
+    mask = (channel < size.channels_out)[:, None] & (channel_in < size.channels_in)[None, :]
+    tl.store(at + channel_in[None, :], total, mask=mask)

@@ -1,0 +1,237 @@
+"""What the kernels share: maps as they see them, the input as it is loaded, a tile of z.
+
+A tile is (channels, columns), its columns `POOL` rows of time side by side, `BINS` mel bins each. So
+one matrix product serves all rows of a pooling window, a time tap is another tile `DILATION` rows
+away, and a frequency tap is a gather along the columns.
+"""
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+
+class Map(NamedTuple):
+    """A feature map (N, C, T, F): its data and its strides in elements."""
+
+    data: Any
+    n: int
+    c: int
+    t: int
+    f: int
+
+
+class Size(NamedTuple):
+    """Of the operator: its channels, and the frames and bins of its input."""
+
+    channels_in: int
+    channels_out: int
+    frames: int
+    bins: int
+
+
+class Weights(NamedTuple):
+    """pointwise (Cout, Cin), time_taps and freq_taps (Cout, 3), bias (Cout,) or None."""
+
+    pointwise: Any
+    time_taps: Any
+    freq_taps: Any
+    bias: Any
+
+
+class Preparation(NamedTuple):
+    """Of the input on load: scale and shift (F,) or None, stripes (N, num_stripes, 3) or None."""
+
+    scale: Any
+    shift: Any
+    stripes: Any
+    num_stripes: int
+
+
+class Walk(NamedTuple):
+    """How the programs share the output: strips of at most `length` steps in time, windows of
+    bins."""
+
+    strips: int
+    length: int
+    windows: int
+
+
+class Mode(NamedTuple):
+    """What a kernel is compiled for."""
+
+    DILATION: int
+    POOL: int
+    RELU: bool
+    LONE: bool  # one input channel: no matrix product, its weights go into the taps
+    CARRY: bool  # each tile of z serves as the one behind, here and ahead in turn
+    GATHER: bool  # frequency taps read the tile; otherwise they are tiles of their own
+    HALO: int  # columns on each side of a window that only taps reach
+    PRECISION: str  # of float32 products: "ieee" or "tf32"
+    DOT: Any  # dtype of the factors of a matrix product
+    ACC: Any  # dtype of sums
+    C: int  # channels of a tile
+    BINS: int  # bins of a row of a tile
+    COLUMNS: int  # of a tile: POOL * BINS
+    K: int  # input channels a step of the matrix product
+    STEP: int  # groups of POOL rows from one tile to the next
+
+
+class Place(NamedTuple):
+    """A program's share: clip n, channels, and the groups of rows phase + STEP j, first <= j < stop.
+
+    f: the bin of each column; owned: whether the column is the program's to answer for.
+    """
+
+    n: Any
+    channel: Any
+    phase: Any
+    first: Any
+    stop: Any
+    first_bin: Any
+    f: Any
+    owned: Any
+
+
+class Taps(NamedTuple):
+    """Coefficients of the channels of a tile, (channels, 1) each; the centre taps are merged."""
+
+    up: Any
+    centre: Any
+    down: Any
+    left: Any
+    right: Any
+
+
+@triton.jit
+def place(size, walk, M: tl.constexpr):
+    """Programs that read the same input follow each other: channels, windows, strips, clips."""
+    index = tl.program_id(0)
+    blocks = tl.cdiv(size.channels_out, M.C)
+    channel = index % blocks * M.C + tl.arange(0, M.C)
+    index = index // blocks
+    first_bin = index % walk.windows * (M.BINS - 2 * M.HALO) - M.HALO
+    index = index // walk.windows
+    strip = index % walk.strips
+    n = index // walk.strips
+    phase = strip % M.STEP
+    first = strip // M.STEP * walk.length
+    groups = tl.cdiv(size.frames // M.POOL - phase, M.STEP)
+    column = tl.arange(0, M.COLUMNS) % M.BINS
+    return Place(
+        n,
+        channel,
+        phase,
+        first,
+        tl.minimum(first + walk.length, groups),
+        first_bin,
+        first_bin + column,
+        (column >= M.HALO) & (column < M.BINS - M.HALO),
+    )
+
+
+@triton.jit
+def pointers(map, n, channel, t, f):
+    """(channels, columns): the elements at channel (channels,) and at t and f, each (columns,)."""
+    offset = t.to(tl.int64) * map.t + f.to(tl.int64) * map.f
+    clip = map.data + n.to(tl.int64) * map.n
+    return clip + channel.to(tl.int64)[:, None] * map.c + offset[None, :]
+
+
+@triton.jit
+def inside(size, t, f):
+    return (t >= 0) & (t < size.frames) & (f >= 0) & (f < size.bins)
+
+
+@triton.jit
+def load_input(x, prepare, size, n, channel, t, f, M: tl.constexpr):
+    """x after the per-bin affine and with the stripes set to 0; 0 outside the map."""
+    there = inside(size, t, f)
+    mask = (channel < size.channels_in)[:, None] & there[None, :]
+    value = tl.load(pointers(x, n, channel, t, f), mask=mask, other=0.0)
+    if prepare.scale is not None:
+        scale = tl.load(prepare.scale + f, mask=there, other=0.0).to(M.ACC)
+        shift = tl.load(prepare.shift + f, mask=there, other=0.0).to(M.ACC)
+        value = tl.where(mask, value.to(M.ACC) * scale[None, :] + shift[None, :], 0.0)
+    if prepare.stripes is not None:
+        stripe = prepare.stripes + n.to(tl.int64) * prepare.num_stripes * 3
+        for _ in range(prepare.num_stripes):
+            axis = tl.load(stripe)
+            position = tl.where(axis == 0, t, f)
+            hit = (position >= tl.load(stripe + 1)) & (position < tl.load(stripe + 2))
+            hit = hit & ((axis == 0) | (axis == 1))
+            value = tl.where(hit[None, :], 0.0, value)  # a product would keep NaN and inf
+            stripe += 3
+    return value
+
+
+@triton.jit
+def add_product(total, a, b, M: tl.constexpr):
+    """total + a @ b."""
+    if M.ACC == tl.float64:  # which tl.dot cannot compile for every layout of a and b
+        total += tl.sum(a[:, :, None] * b[None, :, :], axis=1)
+    else:
+        total = tl.dot(a, b, total, input_precision=M.PRECISION, out_dtype=M.ACC)
+    return total
+
+
+@triton.jit
+def project(x, prepare, weights, size, n, channel, t, f, M: tl.constexpr):
+    """A tile of z = pointwise x, exactly 0 outside the map; of a lone input channel x itself, which
+    is (1, columns)."""
+    if M.LONE:
+        z = load_input(x, prepare, size, n, tl.arange(0, 1), t, f, M).to(M.ACC)
+    else:
+        CHANNELS: tl.constexpr = M.C
+        COLUMNS: tl.constexpr = M.COLUMNS
+        z = tl.zeros((CHANNELS, COLUMNS), M.ACC)
+        for first in range(0, size.channels_in, M.K):
+            k = first + tl.arange(0, M.K)
+            at = weights.pointwise + channel.to(tl.int64)[:, None] * size.channels_in + k[None, :]
+            mask = (channel < size.channels_out)[:, None] & (k < size.channels_in)[None, :]
+            p = tl.load(at, mask=mask, other=0.0).to(M.DOT)
+            loaded = load_input(x, prepare, size, n, k, t, f, M).to(M.DOT)
+            z = add_product(z, p, loaded, M)
+        z = tl.where(inside(size, t, f)[None, :], z, 0.0)  # which an inf weight would break
+    return z
+
+
+@triton.jit
+def load_taps(weights, size, channel, M: tl.constexpr):
+    mask = channel < size.channels_out
+    a, b = weights.time_taps + channel * 3, weights.freq_taps + channel * 3
+    p = tl.full(channel.shape, 1.0, M.ACC)
+    if M.LONE:
+        p = tl.load(weights.pointwise + channel, mask=mask, other=0.0).to(M.ACC)
+    centre = tl.load(a + 1, mask=mask, other=0.0).to(M.ACC)
+    centre += tl.load(b + 1, mask=mask, other=0.0).to(M.ACC)
+    return Taps(
+        (p * tl.load(a, mask=mask, other=0.0).to(M.ACC))[:, None],
+        (p * centre)[:, None],
+        (p * tl.load(a + 2, mask=mask, other=0.0).to(M.ACC))[:, None],
+        (p * tl.load(b, mask=mask, other=0.0).to(M.ACC))[:, None],
+        (p * tl.load(b + 2, mask=mask, other=0.0).to(M.ACC))[:, None],
+    )
+
+
+@triton.jit
+def load_bias(weights, size, channel, M: tl.constexpr):
+    bias = tl.zeros_like(channel).to(M.ACC)
+    if weights.bias is not None:
+        mask = channel < size.channels_out
+        bias = tl.load(weights.bias + channel, mask=mask, other=0.0).to(M.ACC)
+    return bias[:, None]
+
+
+@triton.jit
+def aside(z, x, prepare, weights, size, here, t, by: tl.constexpr, M: tl.constexpr):
+    """z at `by` bins further on; M.GATHER: as far as the tile reaches."""
+    if M.GATHER:
+        column = tl.arange(0, M.COLUMNS)
+        there = column % M.BINS + by
+        index = tl.minimum(tl.maximum(column + by, 0), M.COLUMNS - 1)
+        moved = tl.gather(z, tl.broadcast_to(index[None, :], z.shape), 1)
+        result = tl.where(((there >= 0) & (there < M.BINS))[None, :], moved, 0.0)
+    else:
+        result = project(x, prepare, weights, size, here.n, here.channel, t, here.f + by, M)
+    return result

@@ -1,0 +1,132 @@
+"""Which tile a kernel uses: looked up by the class of the layer, measured where asked to.
+
+A class is the kernel, the channels, bins and pooling of the layer, and the arithmetic; the batch
+size and the number of frames do not matter. Tables are JSON files, class -> tile, one a device:
+first the user's own in FASTSEP_CACHE_DIR (default ~/.cache/fastsep), then the ones in the package.
+With FASTSEP_TUNE=1 a class that no table holds is measured at its first use, which takes seconds,
+and added to the user's table; otherwise it gets a default. Tiles change the order of sums, so
+results may differ in the last bits between tables; for one table they are reproducible.
+"""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import triton
+
+from fastsep.triton.tile import Size
+
+if TYPE_CHECKING:
+    from fastsep.triton.launch import Launch
+
+
+class Tile(NamedTuple):
+    """channels by columns of a program's tile, depth: channels a step of the matrix product."""
+
+    channels: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+# What is searched; the first is used where nothing was measured, and compiles without spills for
+# all layers of the network (benchmarks/triton_resources.py). "lone": one input channel.
+CANDIDATES: dict[tuple[str, str], list[Tile]] = {
+    ("forward", "lone"): [Tile(8, 512, 1, 4, 1), Tile(8, 512, 1, 8, 1), Tile(8, 256, 1, 8, 1)],
+    ("forward", "ieee"): [
+        Tile(32, 256, 16, 8, 1),
+        Tile(64, 128, 16, 16, 1),
+        Tile(32, 128, 16, 8, 1),
+        Tile(64, 64, 16, 8, 1),
+        Tile(32, 64, 16, 4, 1),
+    ],
+    ("forward", "tf32"): [Tile(32, 256, 32, 8, 1), Tile(32, 128, 32, 8, 1), Tile(64, 64, 32, 8, 1)],
+    ("forward", "half"): [Tile(32, 256, 64, 8, 1), Tile(32, 128, 64, 8, 1), Tile(64, 64, 64, 8, 1)],
+    ("forward", "float64"): [Tile(16, 64, 4, 4, 1)],
+    ("sums", "lone"): [Tile(8, 256, 1, 4, 1), Tile(4, 256, 1, 4, 1)],
+    ("sums", "ieee"): [Tile(16, 128, 16, 8, 1), Tile(16, 64, 16, 4, 1)],
+    ("sums", "tf32"): [Tile(16, 128, 32, 8, 1), Tile(16, 64, 32, 4, 1)],
+    ("sums", "half"): [Tile(16, 256, 32, 8, 1), Tile(16, 128, 32, 8, 1)],
+    ("sums", "float64"): [Tile(16, 32, 4, 4, 1)],
+    ("input_gradient", "lone"): [Tile(1, 128, 8, 4, 1), Tile(1, 256, 8, 8, 1)],
+    ("input_gradient", "ieee"): [Tile(64, 64, 16, 8, 1), Tile(64, 32, 16, 4, 1)],
+    ("input_gradient", "tf32"): [Tile(64, 64, 16, 8, 1), Tile(64, 32, 16, 4, 1)],
+    ("input_gradient", "half"): [Tile(64, 64, 16, 8, 1), Tile(64, 32, 32, 8, 1)],
+    ("input_gradient", "float64"): [Tile(16, 32, 4, 4, 1)],
+    ("pointwise_gradient", "ieee"): [Tile(64, 32, 64, 4, 1), Tile(32, 32, 64, 4, 1)],
+    ("pointwise_gradient", "tf32"): [Tile(32, 32, 64, 8, 1), Tile(64, 32, 32, 8, 1)],
+    ("pointwise_gradient", "half"): [Tile(64, 32, 64, 4, 1), Tile(64, 32, 64, 8, 1)],
+    ("pointwise_gradient", "float64"): [Tile(16, 16, 16, 4, 1)],
+}
+
+
+def choose(
+    kind: str, size: Size, pool: int, arithmetic: str, plan: "Callable[[Tile], Launch]"
+) -> Tile:
+    """The tile for a layer; plan makes the launch that would run with a tile, to be timed."""
+    candidates = candidates_for(kind, size, arithmetic)
+    if len(candidates) == 1 or triton.knobs.runtime.interpret:
+        return candidates[0]
+    device = torch.cuda.get_device_name()
+    cin, cout, bins = (triton.next_power_of_2(max(s, 1)) for s in
+                       (size.channels_in, size.channels_out, size.bins))  # fmt: skip
+    layer = f"{kind}, {cin} -> {cout} channels, {bins} bins, pool {pool}, {arithmetic}"
+    known = _tables(device)
+    if layer not in known:
+        if os.environ.get("FASTSEP_TUNE") != "1" or torch.cuda.is_current_stream_capturing():
+            return candidates[0]
+        known[layer] = min(candidates, key=lambda tile: _milliseconds(plan(tile)))
+        _save(device, layer, known[layer])
+    return known[layer]
+
+
+def candidates_for(kind: str, size: Size, arithmetic: str) -> list[Tile]:
+    lone = size.channels_in == 1 and arithmetic != "float64"
+    return CANDIDATES[kind, "lone" if lone else arithmetic]
+
+
+def _milliseconds(job: "Launch") -> float:
+    try:
+        return triton.testing.do_bench(job.run, warmup=5, rep=20, return_mode="median")
+    except triton.runtime.errors.OutOfResources:  # shared memory, on a smaller GPU
+        return float("inf")
+
+
+@cache
+def _tables(device: str) -> dict[str, Tile]:
+    known: dict[str, Tile] = {}
+    for path in (_PACKAGED / _name(device), _cached(device)):  # the user's own wins
+        if path.exists():
+            entries = json.loads(path.read_text())
+            known.update({layer: Tile(**tile) for layer, tile in entries.items()})
+    return known
+
+
+def _save(device: str, layer: str, tile: Tile) -> None:
+    """Into the user's table, by replacing it whole: another process may be reading or writing."""
+    path = _cached(device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entries = json.loads(path.read_text()) if path.exists() else {}
+    entries[layer] = tile._asdict()
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        file.write(json.dumps(entries, indent=1, sort_keys=True) + "\n")
+    os.replace(file.name, path)
+
+
+def _cached(device: str) -> Path:
+    default = Path.home() / ".cache" / "fastsep"
+    return Path(os.environ.get("FASTSEP_CACHE_DIR") or default) / _name(device)
+
+
+def _name(device: str) -> str:
+    return f"triton-{re.sub('[^A-Za-z0-9]+', '-', device)}.json"
+
+
+_PACKAGED = Path(__file__).parent / "tables"

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from asc.device import send
+
 
 def _uniform_integers(
     low_inclusive: int, high_exclusive: Tensor, generator: torch.Generator | None
@@ -62,7 +64,8 @@ def draw_stripes(
     max_width = torch.tensor([time_width, freq_width], device=source)[axis].minimum(size)
     width = _uniform_integers(0, max_width, generator)
     start = _uniform_integers(0, size - width, generator)
-    return torch.stack([axis, start, start + width], dim=-1).to(device or source, torch.int32)
+    drawn = torch.stack([axis, start, start + width], dim=-1).to(torch.int32)
+    return send(drawn, device or source)
 
 
 def apply_stripes(x: Tensor, stripes: Tensor) -> Tensor:
@@ -129,9 +132,9 @@ def mixup(
     source = generator.device if generator is not None else torch.device("cpu")
     concentration = torch.full((2,), alpha, dtype=torch.float64, device=source)
     # Beta(a, a) is the first coordinate of Dirichlet(a, a); torch.distributions takes no generator.
-    lam = float(torch._sample_dirichlet(concentration, generator)[0])
+    lam = torch._sample_dirichlet(concentration, generator)[0]
     permutation = torch.randperm(logmel.shape[0], generator=generator, device=source)
-    permutation = permutation.to(logmel.device)
+    permutation = send(permutation, logmel.device)
     return (
         lam * logmel + (1 - lam) * logmel[permutation],
         lam * targets + (1 - lam) * targets[permutation.to(targets.device)],

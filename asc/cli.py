@@ -38,7 +38,18 @@ Masks = Annotated[
     int, typer.Option("--tta", min=0, help="Masks per clip to average over; 0: no augmentation.")
 ]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of everything random.")]
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where to compute.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    typer.Option(help="Where to compute; auto: on the GPU if there is one."),
+]
+Precision = Literal["float32", "tf32", "bf16"]
+Inference = Annotated[
+    Precision,
+    typer.Option(
+        "--precision",
+        help="Of the network's products. tf32: on GPUs; bf16: where there are kernels for it.",
+    ),
+]
 Cache = Annotated[
     Path | None, typer.Option(help="Folder that keeps the log-mels for the next time.")
 ]
@@ -98,6 +109,7 @@ def demo(
         "asc-demo"
     ),
     seed: Seed = 0,
+    device: Device = "auto",
 ) -> None:
     """Shows the whole system on synthetic data, in a few minutes.
 
@@ -105,8 +117,9 @@ def demo(
     layers against PyTorch's own.
     """
     from asc.demo import run
+    from asc.device import pick_device
 
-    run(out, seed)
+    run(out, seed, pick_device(device))
 
 
 @app.command()
@@ -138,6 +151,13 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, with its settings.")
     ] = False,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(
+            show_default="float32",
+            help="tf32: float32 with TF32 products, on GPUs; bf16: mixed, parameters in float32.",
+        ),
+    ] = None,
     device: Device = "auto",
     cache: Cache = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that load data.")] = 0,
@@ -149,23 +169,23 @@ def train(
     """
     from asc import training
     from asc.data import LogMels, open_dataset
-    from asc.evaluation import pick_device
+    from asc.device import pick_device
 
-    target = pick_device(device)
     if resume:
         settings = training.read_settings(out)
-        if _overridden(settings, preset, epochs, batch_size, seed) != settings:
+        if _overridden(settings, preset, epochs, batch_size, seed, precision) != settings:
             raise UserError(
                 f"{out}: a run resumes with its own settings (see its config.json), "
-                "so leave out --preset, --epochs, --batch-size and --seed"
+                "so leave out --preset, --epochs, --batch-size, --seed and --precision"
             )
     else:
         training.check_new_run(out)
         start = training.Settings(get_preset(preset or "ce_tta"))
-        settings = _overridden(start, preset, epochs, batch_size, seed)
+        settings = _overridden(start, preset, epochs, batch_size, seed, precision)
+    target = pick_device(device, settings.precision)
     clips, validation = (open_dataset(data, split) for split in ("train", "evaluate"))
     training.check_batch(len(clips), settings)
-    datasets = LogMels(clips, cache), LogMels(validation, cache)
+    datasets = LogMels(clips, cache, target), LogMels(validation, cache, target)
     try:
         training.fit(
             *datasets,
@@ -189,6 +209,7 @@ def _overridden(
     epochs: int | None,
     batch_size: int | None,
     seed: int | None,
+    precision: Precision | None,
 ) -> "Settings":
     """The settings with what the command line says instead; None says nothing."""
     recipe = settings.preset
@@ -199,7 +220,12 @@ def _overridden(
         epochs=recipe.epochs if epochs is None else epochs,
         batch_size=recipe.batch_size if batch_size is None else batch_size,
     )
-    return replace(settings, preset=recipe, seed=settings.seed if seed is None else seed)
+    return replace(
+        settings,
+        preset=recipe,
+        seed=settings.seed if seed is None else seed,
+        precision=settings.precision if precision is None else precision,
+    )
 
 
 @app.command()
@@ -223,24 +249,28 @@ def evaluate(
         ),
     ] = None,
     device: Device = "auto",
+    precision: Inference = "float32",
     cache: Cache = None,
 ) -> None:
     """Scores a network on a data set: overall, by class and by device."""
     from asc import evaluation, report
     from asc.checkpoint import load_model
     from asc.data import LogMels, open_dataset
+    from asc.device import pick_device
     from asc.metrics import score
 
-    target = evaluation.pick_device(device)
+    target = pick_device(device, precision)
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise UserError(f"{json_file}: its folder does not exist")
     model = load_model(weights, eps=eps)
     clips = open_dataset(data, split, model.classes)
-    logmels = LogMels(clips, cache)
+    logmels = LogMels(clips, cache, target)
     labels = [clip.label for clip in clips if clip.label is not None]
     systems = {}
     for masks in (0, tta) if tta else (0,):
-        probabilities = evaluation.evaluate(model, logmels, tta=masks, seed=seed, device=target)
+        probabilities = evaluation.evaluate(
+            model, logmels, tta=masks, seed=seed, device=target, precision=precision
+        )
         systems[masks] = score(probabilities, labels, model.classes, clips.devices)
     if json_file is not None:
         content = {
@@ -249,6 +279,7 @@ def evaluate(
             "split": split,
             "seed": seed,
             "eps": eps,
+            "precision": precision,
             "results": [{"tta": masks, **s.to_dict()} for masks, s in systems.items()],
         }
         report.write_json(json_file, content)
@@ -266,6 +297,7 @@ def predict(
         bool, typer.Option("--json", help="One JSON object a line instead of a table.")
     ] = False,
     device: Device = "auto",
+    precision: Inference = "float32",
 ) -> None:
     """Names the scene of audio files.
 
@@ -277,17 +309,22 @@ def predict(
     from asc import evaluation
     from asc.checkpoint import load_model
     from asc.data import load_clip
+    from asc.device import pick_device, send
     from asc.features import LogMel
     from asc.progress import tracked
 
-    target = evaluation.pick_device(device)
+    target = pick_device(device, precision)
     model = load_model(weights)
-    extract = LogMel()
-    logmels = [(extract(load_clip(path))[0], -1) for path in tracked(audio, "log-mels")]
-    logits = evaluation.clip_logits(model, logmels, device=target)
+    extract = LogMel().to(target)
+    logmels = [
+        (extract(send(load_clip(path), target))[0], -1) for path in tracked(audio, "log-mels")
+    ]
+    logits = evaluation.clip_logits(model, logmels, device=target, precision=precision)
     probabilities = logits.softmax(dim=1)
     if tta:
-        probabilities = evaluation.evaluate(model, logmels, tta=tta, seed=seed, device=target)
+        probabilities = evaluation.evaluate(
+            model, logmels, tta=tta, seed=seed, device=target, precision=precision
+        )
 
     table = Table(Column("file", overflow="fold"), "label", "probability")
     for path, row, p in zip(audio, logits.tolist(), probabilities.tolist(), strict=True):

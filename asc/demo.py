@@ -4,6 +4,7 @@ import statistics
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset
 import fastsep
 from asc.checkpoint import load_model
 from asc.data import LogMels, open_dataset, write_synthetic
+from asc.device import send
 from asc.eager import EagerTwin
 from asc.evaluation import evaluate
 from asc.features import HOP, N_MELS, SAMPLE_RATE
@@ -52,7 +54,7 @@ class Shortened(Dataset[tuple[Tensor, int]]):
         return logmel[:, :FRAMES], label
 
 
-def run(out: Path, seed: int) -> None:
+def run(out: Path, seed: int, device: Literal["cpu", "cuda"] = "cpu") -> None:
     """Runs the demo and leaves everything in `out` (see its last lines); a new or empty folder.
 
     Raises:
@@ -61,8 +63,8 @@ def run(out: Path, seed: int) -> None:
     started = time.perf_counter()
     check_new_run(out)
     console = Console(record=True, highlight=False)
-    compiled = fastsep.backends()["cpu"].available
-    size = COMPILED if compiled else UNCOMPILED
+    quick = device == "cuda" or fastsep.backends()["cpu"].available
+    size = COMPILED if quick else UNCOMPILED
     # Few epochs, hence a faster learning rate than the report's; time stripes in proportion.
     preset = replace(
         get_preset("ce_tta"),
@@ -71,22 +73,22 @@ def run(out: Path, seed: int) -> None:
         lr=3e-3,
         time_width=128 * FRAMES // 431,
     )
-    if not compiled:
+    if not quick:
         console.print("fastsep's C++ kernels are not built here: a smaller demo, in plain PyTorch.")
     console.print("1. Synthetic scenes: computed, not recorded; scores on them mean little.")
     write_synthetic(out / "data", clips_per_scene=size.clips_per_scene, seconds=SECONDS, seed=seed)
     train, validation = (open_dataset(out / "data", split) for split in ("train", "evaluate"))
 
     console.print(f"2. Training: {len(train)} clips of {SECONDS:g} s, {preset.epochs} epochs.")
-    logmels, held_out = (Shortened(LogMels(clips, cache=None)) for clips in (train, validation))
-    fit(logmels, held_out, train.classes, Settings(preset, seed), out / "run")
+    logmels, held_out = (Shortened(LogMels(clips, None, device)) for clips in (train, validation))
+    fit(logmels, held_out, train.classes, Settings(preset, seed), out / "run", device=device)
 
     console.print(f"3. Evaluation: {len(validation)} clips, without and with {TTA} TTA.")
     model = load_model(out / "run" / "folded.pt")
     labels = [clip.label for clip in validation if clip.label is not None]
     systems = {}
     for name, masks in (("no TTA", 0), (f"{TTA} TTA", TTA)):
-        probabilities = evaluate(model, held_out, tta=masks, seed=seed)
+        probabilities = evaluate(model, held_out, tta=masks, seed=seed, device=device)
         systems[name] = score(probabilities, labels, model.classes, validation.devices)
     print_tables(console, score_tables(systems))
 
@@ -114,20 +116,28 @@ def run(out: Path, seed: int) -> None:
 
 
 def compare_speed(model: Cnn6Sep, repeats: int = 9) -> tuple[float, float, str]:
-    """Median seconds a 10 s clip takes with nn.Conv2d and with fused layers, and how measured."""
-    twin = EagerTwin(model)
+    """Median seconds a 10 s clip takes with nn.Conv2d and with fused layers, and how measured.
+
+    Both run where the model is, in IEEE float32.
+    """
+    twin, device = EagerTwin(model), model.fc1.weight.device
     logmel = torch.randn(1, 1, 431, N_MELS, generator=torch.Generator().manual_seed(0))
     seconds: dict[nn.Module, list[float]] = {twin: [], model: []}
-    with torch.inference_mode():
+    logmel = send(logmel, device)
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for _ in range(2 + repeats):  # in turn, so that both meet the same disturbances
             for network, times in seconds.items():
                 start = time.perf_counter()
-                network(logmel)
+                network(logmel).cpu()  # which waits for a GPU
                 times.append(time.perf_counter() - start)
     eager, fused = (statistics.median(times[2:]) for times in seconds.values())  # 2 to warm up
-    kernels = "fastsep's C++ kernels" if fastsep.backends()["cpu"].available else "no C++ kernels"
+    if device.type == "cuda":
+        backend, name, where = "triton", "Triton", torch.cuda.get_device_name(device)
+    else:
+        backend, name, where = "cpu", "C++", f"{torch.get_num_threads()} threads"
+    kernels = "fastsep's" if fastsep.backends()[backend].available else "no"
     note = (
-        f"{kernels}; one 10 s clip, float32, {torch.get_num_threads()} threads, median of "
+        f"{kernels} {name} kernels; one 10 s clip, float32, {where}, median of "
         f"{repeats} after warming up, in turn; PyTorch {torch.__version__} eager as installed"
     )
     return eager, fused, note

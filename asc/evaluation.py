@@ -1,11 +1,14 @@
 """Class probabilities of a data set, with or without test-time augmentation (TTA)."""
 
-from typing import Literal, Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from asc.device import Precision, float32_products, send
 from asc.errors import UserError
 from asc.features import N_MELS
 from asc.model import WIDTHS, Cnn6Sep, SpecAugment
@@ -32,6 +35,7 @@ def evaluate(
     tta: int = 0,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    precision: Precision = "float32",
     max_batch_bytes: int = MAX_BATCH_BYTES,
 ) -> Tensor:
     """Class probabilities of every item of a data set.
@@ -41,11 +45,12 @@ def evaluate(
     them. The masks of a clip depend on seed and the clip's index, and on nothing else.
 
     Args:
-        model: in eval mode, best folded; moved to `device`.
+        model: in eval mode, best folded; moved to `device` and set to `precision`.
         dataset: the clips; labels are not looked at.
         tta: masks per clip; 0 for one unmasked pass.
         seed: of the masks, not negative.
         device: where to compute.
+        precision: of the network, see `asc.device`.
         max_batch_bytes: bound on the memory a batch takes: so many clips, or masks of a clip, go
             through the network at once as need six feature maps of block 1 (28 MB each in 10 s).
 
@@ -59,17 +64,20 @@ def evaluate(
     if tta < 0 or seed < 0:
         raise ValueError(f"tta and seed must not be negative, got {tta} and {seed}")
     if tta == 0:
-        logits = clip_logits(model, dataset, device=device, max_batch_bytes=max_batch_bytes)
+        logits = clip_logits(
+            model, dataset, device=device, precision=precision, max_batch_bytes=max_batch_bytes
+        )
         return logits.softmax(dim=1)
-    _prepare(model, device)
-    probabilities = torch.empty(len(dataset), len(model.classes), dtype=torch.float64)
-    for index in tracked(range(len(dataset)), f"evaluation, {tta} masks a clip"):
-        logmel = dataset[index][0][None].to(device)
-        stripes = draw_masks(model.specaugment, tta, logmel.shape[2], logmel.shape[3], seed, index)
-        logits = masked_logits(model, logmel, stripes, max_batch_bytes=max_batch_bytes)
-        _check_finite(logits.sum(dim=0, keepdim=True), index)
-        probabilities[index] = logits.softmax(dim=1).mean(dim=0)
-    return probabilities
+    probabilities = _results(model, dataset, device)
+    with _computing(model, device, precision):
+        for index in tracked(range(len(dataset)), f"evaluation, {tta} masks a clip"):
+            logmel = send(dataset[index][0][None], device)
+            frames, bins = logmel.shape[2:]
+            stripes = draw_masks(model.specaugment, tta, frames, bins, seed, index)
+            logits = masked_logits(model, logmel, stripes, max_batch_bytes=max_batch_bytes)
+            mean = logits.softmax(dim=1).mean(dim=0)
+            probabilities[index] = mean.where(logits.isfinite().all(), torch.nan)
+    return _checked(probabilities)
 
 
 @torch.inference_mode()
@@ -78,18 +86,18 @@ def clip_logits(
     dataset: LogMels,
     *,
     device: torch.device | str = "cpu",
+    precision: Precision = "float32",
     max_batch_bytes: int = MAX_BATCH_BYTES,
 ) -> Tensor:
     """Logits (N, classes) of every item, unmasked, float64 on the CPU; arguments as `evaluate`."""
-    _prepare(model, device)
-    logits = torch.empty(len(dataset), len(model.classes), dtype=torch.float64)
+    logits = _results(model, dataset, device)
     size = batch_size(dataset[0][0].shape[1], max_batch_bytes) if len(dataset) else 1
-    for start in tracked(range(0, len(dataset), size), "evaluation"):
-        stop = min(start + size, len(dataset))
-        batch = torch.stack([dataset[index][0] for index in range(start, stop)])
-        logits[start:stop] = model(batch.to(device))
-        _check_finite(logits[start:stop], start)
-    return logits
+    with _computing(model, device, precision):
+        for start in tracked(range(0, len(dataset), size), "evaluation"):
+            stop = min(start + size, len(dataset))
+            batch = torch.stack([dataset[index][0] for index in range(start, stop)])
+            logits[start:stop] = model(send(batch, device))
+    return _checked(logits)
 
 
 @torch.inference_mode()
@@ -104,11 +112,11 @@ def masked_logits(
         model: in eval mode. logmel: (1, 1, T, 256). stripes: (K, S, 3).
 
     Returns:
-        (K, classes) float64 on the CPU.
+        (K, classes) float64, on the log-mel's device.
     """
-    chunks = stripes.to(logmel.device).split(batch_size(logmel.shape[2], max_batch_bytes))
+    chunks = send(stripes, logmel.device).split(batch_size(logmel.shape[2], max_batch_bytes))
     logits = [model(logmel.expand(len(chunk), -1, -1, -1), chunk) for chunk in chunks]
-    return torch.cat(logits).double().cpu()
+    return torch.cat(logits).double()
 
 
 def draw_masks(
@@ -126,22 +134,26 @@ def batch_size(num_frames: int, max_batch_bytes: int) -> int:
     return max(1, max_batch_bytes // (_MAPS_ALIVE * largest_map))
 
 
-def pick_device(name: Literal["auto", "cpu", "cuda"]) -> str:
-    """The device meant: "cpu" or "cuda". UserError when there is no GPU to use."""
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise UserError("device 'cuda': PyTorch sees no CUDA device here; choose cpu")
-    return "cuda" if available and name != "cpu" else "cpu"
-
-
-def _prepare(model: Cnn6Sep, device: torch.device | str) -> None:
+@contextmanager
+def _computing(model: Cnn6Sep, device: torch.device | str, precision: Precision) -> Iterator[None]:
     if model.training:
         raise ValueError("the model is in train mode: call model.eval(), or model.folded()")
     model.to(device)
+    model.blocks.compute = "bf16" if precision == "bf16" else None
+    with float32_products(precision):
+        yield
 
 
-def _check_finite(logits: Tensor, first: int) -> None:
-    bad = (~logits.isfinite().all(dim=1)).nonzero()
+def _results(model: Cnn6Sep, dataset: LogMels, device: torch.device | str) -> Tensor:
+    """Room for a row a clip: on the device, so that nothing waits for it before the end."""
+    return torch.empty(len(dataset), len(model.classes), dtype=torch.float64, device=device)
+
+
+def _checked(results: Tensor) -> Tensor:
+    """The results on the CPU; UserError if a row is not finite."""
+    results = results.cpu()
+    bad = (~results.isfinite().all(dim=1)).nonzero()
     if len(bad):
-        number = first + int(bad[0])
+        number = int(bad[0])
         raise UserError(f"clip {number}, counted from 0: the network's outputs are not finite")
+    return results

@@ -30,7 +30,12 @@ class SpecAugment:
     stripes: int = 2
 
     def draw(
-        self, n: int, num_frames: int, num_bins: int, generator: torch.Generator | None = None
+        self,
+        n: int,
+        num_frames: int,
+        num_bins: int,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
     ) -> Tensor:
         """Stripes (n, 2 * self.stripes, 3) for n samples; see `asc.augment.draw_stripes`."""
         return draw_stripes(
@@ -41,6 +46,7 @@ class SpecAugment:
             freq_width=self.freq_width,
             stripes=self.stripes,
             generator=generator,
+            device=device,
         )
 
 

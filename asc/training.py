@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import numpy as np
@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 import fastsep
 from asc import checkpoint
 from asc.augment import mixup
+from asc.device import Precision, float32_products
 from asc.errors import UserError
 from asc.evaluation import MAX_BATCH_BYTES, batch_size
 from asc.files import atomic
@@ -48,6 +49,9 @@ from asc.report import write_json
 
 Batch = tuple[Tensor, Tensor]  # log-mels (N, 1, T, 256), labels (N,)
 
+# Steps from one look at the loss to the next: to look is to wait until the GPU is done.
+LOOK_EVERY = {"cpu": 1, "cuda": 10}
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -55,6 +59,7 @@ class Settings:
 
     preset: Preset
     seed: int = 0
+    precision: Precision = "float32"
 
 
 class SceneClassifier(lightning.LightningModule):
@@ -68,7 +73,7 @@ class SceneClassifier(lightning.LightningModule):
         self.model.classes = tuple(classes)
         self.model.specaugment = SpecAugment(preset.time_width, preset.freq_width, preset.stripes)
         self.loss = {"ce": soft_cross_entropy, "focal": focal_loss}[preset.loss]
-        self.validated: list[Batch] = []
+        self.validated: list[Batch] = []  # logits and labels, on the device
         specaugment = asdict(self.model.specaugment)
         self.save_hyperparameters(
             {"classes": list(classes), "specaugment": specaugment, **asdict(settings)}
@@ -90,19 +95,25 @@ class SceneClassifier(lightning.LightningModule):
         targets = one_hot(labels, len(self.model.classes)).to(logmel.dtype)
         if self.preset.mixup_alpha is not None:
             logmel, targets = mixup(logmel, targets, self.preset.mixup_alpha)
-        stripes = self.model.specaugment.draw(len(logmel), *logmel.shape[2:])
-        loss = self.loss(self.model(logmel, stripes.to(logmel.device)), targets)
-        if not loss.isfinite():
-            raise Diverged(f"the loss is {loss.item()} at step {self.global_step}")
+        n, _, frames, bins = logmel.shape
+        stripes = self.model.specaugment.draw(n, frames, bins, device=logmel.device)
+        halved = self.settings.precision == "bf16"
+        with torch.autocast(logmel.device.type, torch.bfloat16, enabled=halved):
+            logits = self.model(logmel, stripes)
+        loss = self.loss(logits.to(logmel.dtype), targets)
         self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True)
         return loss
 
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if _looks(self.trainer, batch_idx) and not outputs["loss"].isfinite():
+            raise Diverged(f"the loss is {outputs['loss'].item()} after step {self.global_step}")
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         logmel, labels = batch
-        self.validated.append((self.model(logmel).double().cpu(), labels.cpu()))
+        self.validated.append((self.model(logmel).double(), labels))
 
     def on_validation_epoch_end(self) -> None:
-        logits, labels = (torch.cat(column) for column in zip(*self.validated, strict=True))
+        logits, labels = (torch.cat(column).cpu() for column in zip(*self.validated, strict=True))
         self.validated.clear()
         if not logits.isfinite().all():
             raise Diverged(f"the network's outputs are not finite after step {self.global_step}")
@@ -179,12 +190,28 @@ class Progress(RichProgressBar):
         columns = super().configure_columns(trainer)
         return [column for column in columns if not isinstance(column, ProcessingSpeedColumn)]
 
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if _looks(trainer, batch_idx):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
     def get_metrics(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
         names = {"train/loss_step": "loss", "val/log_loss": "val", "val/accuracy": "acc"}
         metrics = trainer.progress_bar_metrics
         return {names[key]: f"{metrics[key]:.2f}" for key in names if key in metrics}
+
+
+def _looks(trainer: lightning.Trainer, batch_idx: int) -> bool:
+    every = LOOK_EVERY[trainer.strategy.root_device.type]
+    return batch_idx % every == 0 or trainer.is_last_batch
 
 
 def check_new_run(out: Path) -> None:
@@ -211,7 +238,8 @@ def read_settings(out: Path) -> Settings:
         raise UserError(f"{out}: there is no run to resume (no file config.json)")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        return Settings(Preset(**config["preset"]), config["seed"])
+        precision = config.get("precision", "float32")  # older runs had no choice
+        return Settings(Preset(**config["preset"]), config["seed"], precision)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is not the configuration of a run, or is damaged") from error
 
@@ -223,7 +251,7 @@ def fit(
     settings: Settings,
     out: Path,
     *,
-    device: str = "cpu",
+    device: Literal["cpu", "cuda"] = "cpu",
     workers: int = 0,
     resume: bool = False,
     notes: dict[str, Any] | None = None,
@@ -233,7 +261,7 @@ def fit(
     Args:
         train, validation: items (logmel (1, T, 256) float32, label).
         classes: names of the labels.
-        settings: preset and seed; to resume, those of the run (`read_settings`).
+        settings: preset, seed and precision; to resume, those of the run (`read_settings`).
         out: the run's folder; new or empty, unless resuming.
         device: "cpu" or "cuda".
         workers: processes that load data.
@@ -283,15 +311,15 @@ def fit(
         DataLoader(train, preset.batch_size, sampler=sampler, drop_last=True, **loading),
         DataLoader(validation, batch_size(frames, MAX_BATCH_BYTES), **loading),
     )
-    with _quiet():
+    with _quiet(), float32_products(settings.precision):
         trainer = lightning.Trainer(
-            accelerator="gpu" if device == "cuda" else "cpu",
+            accelerator=device,
             devices=1,
             max_epochs=preset.epochs,
             logger=TensorBoardLogger(out, name=None, version="tensorboard"),
             callbacks=[KeepBestAndLast(out), Progress(), LearningRateMonitor("epoch")],
             plugins=[AtomicCheckpointIO()],
-            log_every_n_steps=1,
+            log_every_n_steps=LOOK_EVERY[device],
             num_sanity_val_steps=0,
             enable_model_summary=False,
         )

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from asc.data.audio import load_clip
 from asc.data.scenes import ClipList
+from asc.device import send
 from asc.errors import UserError
 from asc.features import CLIP_SAMPLES, HOP, N_FFT, N_MELS, SAMPLE_RATE, LogMel
 from asc.files import atomic
@@ -40,25 +41,28 @@ class LogMels(Dataset[tuple[Tensor, int]]):
     Args:
         clips: the clips.
         cache: folder for the cache, made if missing; None keeps the log-mels in memory.
+        device: where to compute; the log-mels are kept on the CPU.
 
     Raises:
         UserError: audio that cannot be read (nothing is left behind), a cache folder that cannot
             be written.
     """
 
-    def __init__(self, clips: ClipList, cache: Path | None) -> None:
+    def __init__(
+        self, clips: ClipList, cache: Path | None, device: torch.device | str = "cpu"
+    ) -> None:
         self.clips = clips
         self._path: Path | None = None
         if cache is None:
             self._logmels = np.empty((len(clips), FRAMES, N_MELS), dtype=np.float32)
-            for row, logmel in zip(self._logmels, _compute(clips), strict=True):
+            for row, logmel in zip(self._logmels, _compute(clips, device), strict=True):
                 row[:] = logmel
         else:
             self._path, stale = _cache_path(clips, cache)
             try:
                 self._logmels = _open(self._path, len(clips))
             except Exception:  # not there, or damaged: numpy then raises one of many types
-                _write(self._path, clips)
+                _write(self._path, clips, device)
                 self._logmels = _open(self._path, len(clips))
             for path in stale:
                 with contextlib.suppress(OSError):
@@ -85,11 +89,11 @@ class LogMels(Dataset[tuple[Tensor, int]]):
             self._logmels = _open(self._path, len(self.clips))
 
 
-def _compute(clips: ClipList) -> Iterator[NDArray[np.float32]]:
+def _compute(clips: ClipList, device: torch.device | str) -> Iterator[NDArray[np.float32]]:
     """Log-mels ``(431, 256)`` one by one, under a progress bar."""
-    logmel = LogMel()
+    logmel = LogMel().to(device)
     for clip in tracked(clips.clips, "log-mels"):
-        yield logmel(load_clip(clip.path))[0, 0].numpy()
+        yield logmel(send(load_clip(clip.path), device))[0, 0].cpu().numpy()
 
 
 def _cache_path(clips: ClipList, folder: Path) -> tuple[Path, list[Path]]:
@@ -116,7 +120,7 @@ def _open(path: Path, clips: int) -> NDArray[np.float32]:
     return logmels
 
 
-def _write(path: Path, clips: ClipList) -> None:
+def _write(path: Path, clips: ClipList, device: torch.device | str) -> None:
     header = {
         "descr": npy.dtype_to_descr(np.dtype(np.float32)),
         "fortran_order": False,
@@ -127,7 +131,7 @@ def _write(path: Path, clips: ClipList) -> None:
         # Plain writes, not a writable map: a full disk then raises instead of killing the process.
         with atomic(path) as file:
             npy.write_array_header_1_0(file, header)
-            for logmel in _compute(clips):
+            for logmel in _compute(clips, device):
                 file.write(np.ascontiguousarray(logmel).tobytes())
     except OSError as error:
         raise UserError(

@@ -72,9 +72,10 @@ def assert_one_line(error: str, *parts: object) -> None:
 def test_from_training_to_prediction(folders: Path, tmp_path: Path, asc_: Asc) -> None:
     run, cache = tmp_path / "run", tmp_path / "cache"
     options = ("--epochs", 1, "--batch-size", 2, "--preset", "fl_tta", "--cache", cache)
-    code, _, error = asc_("train", folders, "--out", run, *options)
+    code, _, error = asc_("train", folders, "--out", run, *options, "--precision", "bf16")
     assert code == 0, error
-    assert json.loads((run / "config.json").read_text())["preset"]["loss"] == "focal"
+    config = json.loads((run / "config.json").read_text())
+    assert config["preset"]["loss"] == "focal" and config["precision"] == "bf16"
 
     code, _, error = asc_("train", folders, "--out", run)
     assert code == 2
@@ -82,16 +83,21 @@ def test_from_training_to_prediction(folders: Path, tmp_path: Path, asc_: Asc) -
     code, _, error = asc_("train", folders, "--out", run, "--resume", "--epochs", 3)
     assert code == 2
     assert_one_line(error, run, "--epochs")
+    code, _, error = asc_("train", folders, "--out", run, "--resume", "--precision", "float32")
+    assert code == 2
+    assert_one_line(error, run, "--precision")
     assert asc_("train", folders, "--out", run, "--resume", "--cache", cache)[0] == 0
 
     results = tmp_path / "results.json"
     options = ("--tta", 2, "--seed", 1, "--json", results, "--cache", cache)
+    options += ("--precision", "bf16")
     code, output, error = asc_("evaluate", run / "best.ckpt", folders, *options)
     assert code == 0, error
     assert "hum" in output and "whistle" in output and "2 TTA" in output
     content = json.loads(results.read_text())
     assert [system["tta"] for system in content["results"]] == [0, 2]
     assert all(system["count"] == 2 for system in content["results"])
+    assert content["precision"] == "bf16"
     assert asc_("evaluate", run / "best.ckpt", folders, "--eps", 0, "--cache", cache)[0] == 0
     code, _, error = asc_("evaluate", run / "folded.pt", folders, "--eps", 0)
     assert code == 2
@@ -125,6 +131,10 @@ def test_predict(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert [r["probabilities"] for r in augmented] != [r["probabilities"] for r in results]
     assert output == asc_("predict", weights, *files, "--json", "--tta", 3, "--seed", 4)[1]
     assert output != asc_("predict", weights, *files, "--json", "--tta", 3, "--seed", 5)[1]
+
+    rounded = asc_("predict", weights, *files, "--json", "--precision", "bf16")[1]
+    for line, result in zip(rounded.splitlines(), results, strict=True):
+        assert json.loads(line)["logits"] == pytest.approx(result["logits"], rel=0.05, abs=0.01)
 
     code, output, _ = asc_("predict", weights, *files)
     assert code == 0
@@ -163,6 +173,10 @@ def test_bad_weights(tmp_path: Path, asc_: Asc) -> None:
         (("predict", "w"), "audio"),
         (("predict", "w", "a", "--device", "abacus"), "--device"),
         (("evaluate", "w", "d", "--split", "test"), "--split"),
+        (("train", "d", "--out", "new", "--precision", "fp16"), "--precision"),
+        (("train", "d", "--out", "new", "--precision", "tf32", "--device", "cpu"), "tf32"),
+        (("evaluate", "w", "d", "--precision", "tf32", "--device", "cpu"), "tf32"),
+        (("predict", "w", "a", "--precision", "tf32", "--device", "cpu"), "tf32"),
         (("evaluate", "w", "d", "--json", "/no/such/folder/x.json"), "/no/such/folder/x.json"),
         (("train", "d"), "--out"),
         (("train", "d", "--out", "new", "--preset", "x"), "'x'"),

@@ -9,7 +9,6 @@ from asc.evaluation import (
     draw_masks,
     evaluate,
     masked_logits,
-    pick_device,
 )
 from asc.model import Cnn6Sep, SpecAugment
 
@@ -109,12 +108,3 @@ def test_outputs_that_are_not_finite_are_an_error(model: Cnn6Sep, tta: int) -> N
     clips = [*CLIPS[:3], (torch.full((1, 32, 256), torch.nan), 0)]
     with pytest.raises(UserError, match=r"clip 3.*not finite"):
         evaluate(model, clips, tta=tta)
-
-
-def test_missing_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert pick_device("auto") == pick_device("cpu") == "cpu"
-    with pytest.raises(UserError, match="cuda"):
-        pick_device("cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [pick_device(name) for name in ("auto", "cpu", "cuda")] == ["cuda", "cpu", "cuda"]

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.nn.functional import one_hot
 from torch.utils.data import Dataset
 
 import fastsep
+from asc import training
 from asc.augment import mixup
 from asc.checkpoint import load_model, load_trainable
 from asc.errors import UserError
@@ -148,6 +150,80 @@ def test_loading_in_processes_changes_nothing(finished: Path, tmp_path: Path) ->
     assert same(weights, load_trainable(finished / "last.ckpt").state_dict())
 
 
+def test_mixed_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training in bfloat16 goes about where float32 goes, and everything kept is float32."""
+    losses: list[Tensor] = []
+
+    def note(self: SceneClassifier, outputs: Any, batch: Any, batch_idx: int) -> None:
+        losses.append(outputs["loss"])
+
+    monkeypatch.setattr(SceneClassifier, "on_train_batch_end", note)
+    settings = replace(SETTINGS, precision="bf16")
+    exact, mixed = train(tmp_path / "exact"), train(tmp_path / "run", settings)
+    expected, actual = torch.stack(losses).chunk(2)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, expected, rtol=2**-7, atol=0)  # bfloat16's eps
+    content = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert all(t.dtype == exact[name].dtype for name, t in mixed.items())
+    moments = [s for state in content["optimizer_states"][0]["state"].values()
+               for s in (state["exp_avg"], state["exp_avg_sq"])]  # fmt: skip
+    assert {moment.dtype for moment in moments} == {torch.float32}
+    assert not same(mixed, exact)
+    assert read_settings(tmp_path / "run") == settings
+    with pytest.raises(UserError, match="other settings"):
+        train(tmp_path / "run", resume=True)
+    assert same(mixed, train(tmp_path / "run", settings, resume=True))
+
+
+def test_runs_from_before_the_choice_of_a_precision(tmp_path: Path) -> None:
+    config = {"preset": asdict(PRESET), "seed": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_settings(tmp_path) == SETTINGS
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_what_lightning_is_asked_for_on_a_gpu(
+    precision: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    class Trainer:
+        def __init__(self, **options: Any) -> None:
+            asked.update(options)
+
+        def fit(self, module: SceneClassifier, *loaders: Any, **_: Any) -> None:
+            asked["pinned"] = [loader.pin_memory for loader in loaders]
+            asked["tf32"] = torch.backends.cuda.matmul.allow_tf32
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(lightning, "Trainer", Trainer)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", replace(SETTINGS, precision=precision), device="cuda")
+    assert (asked["accelerator"], asked["devices"]) == ("cuda", 1)
+    assert asked["pinned"] == [True, True]
+    assert asked["tf32"] == (precision == "tf32")
+    assert asked["log_every_n_steps"] == 10
+
+
+def test_losses_are_looked_at_every_few_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the progress bar asks for numbers now and then, and at the end of an epoch."""
+    monkeypatch.setitem(training.LOOK_EVERY, "cpu", 3)
+    asked = []
+    update = training.Progress._update_metrics
+
+    def spy(self: Any, trainer: lightning.Trainer, pl_module: Any) -> None:
+        if trainer.training:
+            asked.append((trainer.current_epoch, trainer.fit_loop.batch_idx))
+        update(self, trainer, pl_module)
+
+    monkeypatch.setattr(training.Progress, "_update_metrics", spy)
+    preset = replace(PRESET, epochs=2, batch_size=2)  # 5 steps an epoch
+    train(tmp_path / "run", replace(SETTINGS, preset=preset))
+    assert asked == [(e, i) for e in range(2) for i in (0, 3, 4, 4)]  # and after the epoch
+
+
 def test_too_few_clips(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="3 training clips do not fill one batch of 4"):
         fit(Clips(3), Clips(5), CLASSES, SETTINGS, tmp_path / "run")
@@ -160,8 +236,8 @@ def test_too_few_clips(tmp_path: Path) -> None:
 def test_divergence_stops_training_and_keeps_the_last_good_state(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights become NaN in epoch 1: before its last step, or after it, where only validation
-    notices."""
+    """Weights become NaN in epoch 1: before its first step, or after its last loss, where only
+    validation notices."""
     step = SceneClassifier.training_step
 
     def poisoned(self: SceneClassifier, batch: Any, batch_idx: int) -> Tensor:
@@ -169,7 +245,9 @@ def test_divergence_stops_training_and_keeps_the_last_good_state(
         if bad and where == "loss":
             self.model.fc1.weight.data[0, 0] = torch.nan
         loss = step(self, batch, batch_idx)
-        return loss * torch.nan if bad and where == "outputs" and batch_idx == 1 else loss
+        if bad and where == "outputs" and batch_idx == 1:
+            self.model.fc1.weight.data[0, 0] = torch.nan
+        return loss
 
     monkeypatch.setattr(SceneClassifier, "training_step", poisoned)
     with pytest.raises(UserError, match=rf"diverged in epoch 1: .*{where}.*last\.ckpt"):
@@ -204,8 +282,8 @@ def test_a_step_is_the_presets(name: str) -> None:
     drawn: list[Tensor] = []
     draw = SpecAugment.draw
 
-    def spy(self: SpecAugment, *args: Any) -> Tensor:
-        drawn.append(draw(self, *args))
+    def spy(self: SpecAugment, *args: Any, **options: Any) -> Tensor:
+        drawn.append(draw(self, *args, **options))
         return drawn[-1]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -120,7 +120,7 @@ def resources(job: Launch, target: str) -> Resources:
     backend = make_backend(gpu)
     kernel = job.kernel
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    options: dict[str, Any] = {"num_warps": job.tile.warps, "num_stages": job.tile.stages}
+    options: dict[str, Any] = job.tile.options(gpu.warp_size)
     bound, specialization, options = bind(*job.arguments, **options)
     parsed, signature, constants, attributes = kernel._pack_args(
         backend, options, bound, specialization, options

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, TracebackType
 
@@ -38,9 +39,12 @@ def _load(library: str) -> str | None:
 
 def interpreted() -> bool:
     """Whether Triton's kernels are to run on CPU tensors, in Triton's interpreter, for tests."""
-    return os.environ.get("TRITON_INTERPRET") == "1" and os.environ.get("FASTSEP_BACKEND") == "triton"
+    return (
+        os.environ.get("TRITON_INTERPRET") == "1" and os.environ.get("FASTSEP_BACKEND") == "triton"
+    )
 
 
+_has_triton = find_spec("triton") is not None  # importing it takes longer than `import fastsep`
 _cpu_missing = "Triton's interpreter takes its place" if interpreted() else _load("_cpu")
 if os.environ.get("FASTSEP_CPU_ISA") and _cpu_missing is None:
     try:
@@ -61,10 +65,9 @@ def _cpu() -> BackendStatus:
 def _triton() -> BackendStatus:
     if not torch.cuda.is_available() and not interpreted():
         return BackendStatus(False, "PyTorch sees no CUDA device")
-    try:
-        triton = importlib.import_module("triton")
-    except ImportError as error:
-        return BackendStatus(False, f"{error}: run `pip install triton`")
+    if not _has_triton:
+        return BackendStatus(False, "Triton is not installed: run `pip install triton`")
+    triton = importlib.import_module("triton")
     if interpreted():
         return BackendStatus(True, "Triton's interpreter on CPU tensors: for tests, very slow")
     return BackendStatus(True, f"Triton {triton.__version__} kernels; compiled at first use")
@@ -142,8 +145,9 @@ class use_backend:
 def select(device: torch.device) -> str:
     """The backend for tensors on `device`; ValueError when the forced one does not take them."""
     if _forced is None:
-        name = {"cpu": "cpu", "cuda": "triton"}.get(device.type, "reference")
-        return name if _STATUS[name]().available else "reference"
+        if device.type == "cpu" and _cpu_missing is None:
+            return "cpu"
+        return "triton" if device.type == "cuda" and _has_triton else "reference"
     gpu = "cpu" if interpreted() else "cuda"
     needs = {"cpu": "cpu", "triton": gpu, "cuda": "cuda"}.get(_forced, device.type)
     if device.type != needs:

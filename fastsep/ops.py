@@ -1,7 +1,7 @@
 """The operators as PyTorch sees them: schemas, fake kernels, autograd, autocast.
 
-The kernels themselves are elsewhere: for the CPU csrc/register.cpp registers them, for a GPU the end
-of this file does. Callers go through `fastsep.functional`, which checks its arguments.
+The kernels are elsewhere: csrc/register.cpp registers the CPU's, the end of this file the GPU's.
+Callers go through `fastsep.functional`, which checks its arguments.
 """
 
 from typing import Any

@@ -162,7 +162,8 @@ def _backward(grad: Tensor, x: Tensor, op: Operator, needs_x: bool) -> Gradients
     if not empty:
         launch.run("sums", op, x, launch.sums(x, grad, positive, op, partial))
     rows = partial[0].sum(0) if partial else x.new_zeros(6, channels, dtype=wide)
-    up, centre, down, left, right, d_bias = rows
+    up, centre, down, left, right = rows[:5]
+    d_bias = rows[5].clone()  # an output of its own, not a view
     d_time, d_freq = torch.stack([up, centre, down], 1), torch.stack([left, centre, right], 1)
 
     if channels_in == 1:  # the sums are of g times x
@@ -182,5 +183,5 @@ def _backward(grad: Tensor, x: Tensor, op: Operator, needs_x: bool) -> Gradients
             dx.zero_()
         else:
             launch.run("input_gradient", op, x, launch.input_gradient(grad, positive, dx, op))
-    weights = (d.to(x.dtype) for d in (d_pointwise, d_time, d_freq, d_bias))
-    return dx, *weights
+    d_pointwise, d_time, d_freq = (d.to(x.dtype) for d in (d_pointwise, d_time, d_freq))
+    return dx, d_pointwise, d_time, d_freq, d_bias.to(x.dtype)

@@ -138,7 +138,9 @@ def input_kernel(grad, positive, dx, weights, size, M: tl.constexpr):
 
 
 @triton.jit
-def pointwise_kernel(x, grad, positive, sums, weights, size, prepare, clips, splits, M: tl.constexpr):
+def pointwise_kernel(
+    x, grad, positive, sums, weights, size, prepare, clips, splits, M: tl.constexpr
+):
     """Partial sums (splits, Cout, Cin) of dz x^T: C by K channels of every splits-th block of BINS
     positions a program."""
     C: tl.constexpr = M.C

@@ -31,9 +31,9 @@ def forward_kernel(x, y, weights, size, prepare, walk, M: tl.constexpr):
     owned = (bin_out * M.POOL >= here.first_bin + M.HALO) & (
         bin_out * M.POOL < here.first_bin + M.BINS - M.HALO
     )
-    owned = (channel < size.channels_out)[:, None] & (
-        owned & (bin_out < size.bins // M.POOL)
-    )[None, :]
+    owned = (channel < size.channels_out)[:, None] & (owned & (bin_out < size.bins // M.POOL))[
+        None, :
+    ]
     for j in range(here.first, here.stop):
         q = here.phase + M.STEP * j
         t = q * M.POOL + row
@@ -43,12 +43,8 @@ def forward_kernel(x, y, weights, size, prepare, walk, M: tl.constexpr):
         down = project(x, prepare, weights, size, n, channel, t + M.DILATION, f, M)
         value = taps.centre * centre + bias
         value += taps.up * up + taps.down * down
-        value += taps.left * aside(
-            centre, x, prepare, weights, size, here, t, -M.DILATION, M
-        )
-        value += taps.right * aside(
-            centre, x, prepare, weights, size, here, t, M.DILATION, M
-        )
+        value += taps.left * aside(centre, x, prepare, weights, size, here, t, -M.DILATION, M)
+        value += taps.right * aside(centre, x, prepare, weights, size, here, t, M.DILATION, M)
         if M.RELU:
             value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
         if M.POOL > 1:

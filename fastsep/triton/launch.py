@@ -116,7 +116,7 @@ class Launch:
 
     def run(self) -> None:
         if self.programs > 0:
-            options = {"num_warps": self.tile.warps, "num_stages": self.tile.stages}
+            options = self.tile.options(64 if torch.version.hip else 32)
             self.kernel[(self.programs,)](*self.arguments, **options)
 
 
@@ -126,9 +126,7 @@ def run(kind: str, op: Operator, x: Tensor, plan: Callable[[Tile], Launch]) -> N
         plan(choose(kind, op.size(x), op.pool, op.arithmetic, plan)).run()
 
 
-def forward(
-    x: Tensor, y: Tensor, op: Operator, prepare: Preparation
-) -> Callable[[Tile], Launch]:
+def forward(x: Tensor, y: Tensor, op: Operator, prepare: Preparation) -> Callable[[Tile], Launch]:
     def plan(tile: Tile) -> Launch:
         mode, walk, programs = op.walking(x, tile)
         size = op.size(x)

@@ -1,6 +1,6 @@
 """What the kernels share: maps as they see them, the input as it is loaded, a tile of z.
 
-A tile is (channels, columns), its columns `POOL` rows of time side by side, `BINS` mel bins each. So
+A tile is (channels, columns), its columns `POOL` rows of time side by side, `BINS` mel bins each:
 one matrix product serves all rows of a pooling window, a time tap is another tile `DILATION` rows
 away, and a frequency tap is a gather along the columns.
 """
@@ -78,10 +78,8 @@ class Mode(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A program's share: clip n, channels, and the groups of rows phase + STEP j, first <= j < stop.
-
-    f: the bin of each column; owned: whether the column is the program's to answer for.
-    """
+    """A program's share: clip n, channels, and the groups of POOL rows phase + STEP j for
+    first <= j < stop. f: the bin of each column; owned: whether the program answers for it."""
 
     n: Any
     channel: Any
@@ -168,7 +166,7 @@ def load_input(x, prepare, size, n, channel, t, f, M: tl.constexpr):
 @triton.jit
 def add_product(total, a, b, M: tl.constexpr):
     """total + a @ b."""
-    if M.ACC == tl.float64:  # which tl.dot cannot compile for every layout of a and b
+    if a.dtype == tl.float64:  # which tl.dot cannot compile for every layout
         total += tl.sum(a[:, :, None] * b[None, :, :], axis=1)
     else:
         total = tl.dot(a, b, total, input_precision=M.PRECISION, out_dtype=M.ACC)

@@ -27,13 +27,20 @@ if TYPE_CHECKING:
 
 
 class Tile(NamedTuple):
-    """channels by columns of a program's tile, depth: channels a step of the matrix product."""
+    """channels by columns of a program's tile, depth: channels a step of the matrix product.
+
+    warps: of 32 threads; see `options`.
+    """
 
     channels: int
     columns: int
     depth: int
     warps: int
     stages: int
+
+    def options(self, warp_size: int = 32) -> dict[str, int]:
+        """For Triton, which counts warps of the GPU's own size: 64 threads on AMD's."""
+        return {"num_warps": max(self.warps * 32 // warp_size, 1), "num_stages": self.stages}
 
 
 # What is searched; the first is used where nothing was measured, and compiles without spills for
@@ -49,12 +56,12 @@ CANDIDATES: dict[tuple[str, str], list[Tile]] = {
     ],
     ("forward", "tf32"): [Tile(32, 256, 32, 8, 1), Tile(32, 128, 32, 8, 1), Tile(64, 64, 32, 8, 1)],
     ("forward", "half"): [Tile(32, 256, 64, 8, 1), Tile(32, 128, 64, 8, 1), Tile(64, 64, 64, 8, 1)],
-    ("forward", "float64"): [Tile(16, 64, 4, 4, 1)],
+    ("forward", "float64"): [Tile(8, 32, 4, 4, 1)],
     ("sums", "lone"): [Tile(8, 256, 1, 4, 1), Tile(4, 256, 1, 4, 1)],
     ("sums", "ieee"): [Tile(16, 128, 16, 8, 1), Tile(16, 64, 16, 4, 1)],
     ("sums", "tf32"): [Tile(16, 128, 32, 8, 1), Tile(16, 64, 32, 4, 1)],
     ("sums", "half"): [Tile(16, 256, 32, 8, 1), Tile(16, 128, 32, 8, 1)],
-    ("sums", "float64"): [Tile(16, 32, 4, 4, 1)],
+    ("sums", "float64"): [Tile(8, 32, 4, 4, 1)],
     ("input_gradient", "lone"): [Tile(1, 128, 8, 4, 1), Tile(1, 256, 8, 8, 1)],
     ("input_gradient", "ieee"): [Tile(64, 64, 16, 8, 1), Tile(64, 32, 16, 4, 1)],
     ("input_gradient", "tf32"): [Tile(64, 64, 16, 8, 1), Tile(64, 32, 16, 4, 1)],

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import fastsep
 from fastsep import reference
+from fastsep.backends import interpreted
 
 Draw = Callable[..., tuple[Any, Any, Any, Any]]  # the fixture `weights`
 
@@ -59,6 +60,10 @@ problems = st.builds(
 )
 
 stripe = st.tuples(st.sampled_from([0, 1, 0, 1, 2]), st.integers(-4, 24), st.integers(-4, 40))
+
+
+def examples(count: int) -> settings:
+    return settings(max_examples=12 if interpreted() else count)
 
 
 def random(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
@@ -136,7 +141,7 @@ def test_reference_is_three_convolutions(dilation: int, weights: Draw) -> None:
         )
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(st.lists(st.lists(stripe, min_size=2, max_size=2), min_size=3, max_size=3))
 def test_reference_load_is_affine_then_stripes(stripes: list[list[tuple[int, int, int]]]) -> None:
     x = random((3, 2, 20, 14), torch.float64, 0)
@@ -153,7 +158,7 @@ def test_reference_load_is_affine_then_stripes(stripes: list[list[tuple[int, int
     assert torch.equal(loaded, expected)
 
 
-@settings(max_examples=400)
+@examples(400)
 @given(problem=problems, with_bias=st.booleans())
 def test_sep_conv2d(
     backend: str,
@@ -169,7 +174,7 @@ def test_sep_conv2d(
     assert_layout(y, x)
 
 
-@settings(max_examples=400)
+@examples(400)
 @given(problem=problems)
 def test_sep_conv2d_block(
     backend: str,
@@ -183,7 +188,7 @@ def test_sep_conv2d_block(
     assert_layout(y, x)
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(
     problem=problems,
     more=st.lists(
@@ -260,7 +265,7 @@ def test_masked_positions_may_hold_anything(backend: str, weights: Draw) -> None
     assert torch.equal(dirty, clean)
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(
     problem=problems,
     operator=st.sampled_from(["conv", "conv with bias", "block"]),

@@ -1,0 +1,170 @@
+"""Triton's kernels, on a GPU where there is one and otherwise in Triton's interpreter.
+
+The interpreter stands in for the CPU kernels of a whole process, so there these tests, and those of
+the operators on fewer examples, run in a child process.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fastsep
+from fastsep import reference
+from fastsep.backends import interpreted
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+SELECTED = {
+    HERE / "test_triton.py": "not test_under_the_interpreter",
+    HERE / "test_operator.py": "not gradcheck and not whole_network and not threads",
+    HERE / "test_registration.py": "(opcheck and contiguous) or (compiled and train) or autocast "
+    "or double_backward_is_refused or before_the_backward or alias or channels_last_is_kept",
+    HERE.parent / "test_gpu_suite.py": "checks_pass and not autocast "
+    "and not (bf16 and (operator or block))",  # to bfloat16 the interpreter truncates
+}
+pytest.importorskip("triton")
+CUDA = torch.cuda.is_available()
+on_its_kernels = pytest.mark.skipif(not (CUDA or interpreted()), reason="run in a child process")
+DEVICE = "cuda" if CUDA else "cpu"
+
+
+@pytest.fixture(scope="module")
+def children() -> Iterator[dict[Path, subprocess.Popen[str]]]:
+    """One process a file, all at once."""
+    environment = {"FASTSEP_BACKEND": "triton", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--rootdir", str(ROOT),
+               "-p", "no:cacheprovider", "-W", "ignore"]  # fmt: skip
+    started = {
+        file: subprocess.Popen(
+            [*command, str(file), "-k", selected], env={**os.environ, **environment}, cwd=ROOT,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for file, selected in SELECTED.items() if file.exists()
+    }  # fmt: skip
+    yield started
+    for child in started.values():
+        child.kill()
+
+
+@pytest.mark.skipif(CUDA or interpreted(), reason="the tests run here and now")
+@pytest.mark.parametrize("file", SELECTED, ids=lambda path: path.stem)
+def test_under_the_interpreter(file: Path, children: dict[Path, subprocess.Popen[str]]) -> None:
+    said, _ = children[file].communicate()
+    assert children[file].returncode == 0, said[-6000:]
+    assert " passed" in said
+
+
+# (N, Cin, T, F), Cout, dilation, pool: one for every way the kernels are compiled.
+AWKWARD = {
+    "one column": ((2, 3, 9, 1), 4, 2, 2),
+    "one row": ((2, 3, 1, 9), 4, 2, 1),
+    "strips of time": ((1, 2, 71, 5), 3, 2, 2),
+    "strips, one channel": ((1, 1, 70, 5), 3, 2, 2),
+    "phases of strips": ((1, 2, 75, 5), 3, 4, 2),
+    "windows of bins": ((1, 2, 6, 301), 3, 2, 2),
+    "windows, one channel": ((1, 1, 6, 521), 3, 2, 2),
+    "windows narrower than the taps": ((1, 2, 5, 140), 3, 60, 2),
+    "taps beyond the map": ((1, 2, 5, 7), 3, 1000, 2),
+    "dilation 1": ((1, 2, 9, 20), 3, 1, 2),
+    "dilation 3": ((1, 2, 9, 20), 3, 3, 2),
+    "pool 4": ((1, 2, 13, 21), 3, 4, 4),
+    "pool 3, not of the kernels": ((1, 2, 13, 20), 3, 2, 3),
+    "several steps of channels": ((1, 70, 5, 6), 67, 2, 2),
+    "blocks of positions": ((3, 2, 17, 19), 3, 2, 1),
+}
+
+
+@on_its_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("case", AWKWARD)
+def test_awkward(
+    weights: Callable[..., Any],
+    check_forward: Callable[..., None],
+    check_gradients: Callable[..., None],
+    case: str,
+    dtype: torch.dtype,
+) -> None:
+    shape, cout, dilation, pool = AWKWARD[case]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    w = weights(shape[1], cout, dtype)
+    leaves = [t.detach().to(DEVICE).requires_grad_() for t in (x, *w)]
+    y = fastsep.sep_conv2d_block(*leaves, dilation=dilation, pool=pool)
+    check_forward(y.cpu(), x, [(*w, dilation, pool)])
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    gradients = torch.autograd.grad(y, leaves, grad.to(DEVICE))
+    check_gradients([g.cpu() for g in gradients], grad, x, (*w, dilation, pool))
+
+
+@on_its_kernels
+@pytest.mark.parametrize("channels", [1, 3])
+def test_stripes_and_affine_on_load(weights: Callable[..., Any], channels: int) -> None:
+    """Against the same kernels on a map prepared by PyTorch; what is masked may hold anything."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(2, channels, 13, 21, generator=generator)
+    scale, shift = torch.randn(2, 21, generator=generator)
+    stripes = torch.tensor(
+        [[[0, 2, 5], [1, -3, 4], [2, 0, 9]], [[1, 20, 99], [0, 6, 6], [0, 9, 10]]]
+    )
+    x[0, :, 3], x[1, :, 9] = torch.nan, torch.inf
+    block = fastsep.BlockParameters(*(w.to(DEVICE) for w in weights(channels, 4, torch.float32)))
+    on_device = [t.to(DEVICE) for t in (x, scale, shift, stripes)]
+    y = fastsep.sep_conv2d_stack(
+        on_device[0], [block], affine=(on_device[1], on_device[2]), stripes=on_device[3]
+    )
+    loaded = reference.load(*on_device)
+    assert loaded.isfinite().all()
+    expected = fastsep.sep_conv2d_block(loaded, *block[:4])
+    # The affine may be one fused multiply-add here and two roundings there.
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+
+
+@on_its_kernels
+def test_nan_reaches_what_depends_on_it(weights: Callable[..., Any]) -> None:
+    x = torch.randn(1, 2, 12, 14)
+    x[0, 0, 5, 6] = x[0, 1, 0, 13] = torch.nan
+    w = weights(2, 3, torch.float32)
+    for function in (fastsep.sep_conv2d, fastsep.sep_conv2d_block):
+        y = function(x.to(DEVICE), *(t.to(DEVICE) for t in w)).cpu()
+        expected = getattr(reference, function.__name__)(x, *w)
+        assert torch.equal(y.isnan(), expected.isnan())
+
+
+@on_its_kernels
+def test_strides_beyond_32_bits(weights: Callable[..., Any]) -> None:
+    """Channels 2^31 elements apart; of the memory between them nothing is touched."""
+    frames, bins = 4, 16
+    room = torch.empty(2**31 + 64 + frames * bins, dtype=torch.float16, device=DEVICE)
+    x = room.as_strided((1, 2, frames, bins), (1, 2**31 + 64, bins, 1))
+    x.copy_(torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))
+    w = [t.to(DEVICE) for t in weights(2, 3, torch.float16)]
+    assert torch.equal(fastsep.sep_conv2d(x, *w), fastsep.sep_conv2d(x.contiguous(), *w))
+
+
+@on_its_kernels
+@pytest.mark.parametrize("pool", [1, 2])
+def test_gradcheck(weights: Callable[..., Any], pool: int) -> None:
+    x = torch.randn(1, 2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    leaves = [t.to(DEVICE).requires_grad_() for t in (x, *weights(2, 2, torch.float64))]
+    assert torch.autograd.gradcheck(
+        lambda *t: fastsep.sep_conv2d_block(*t, dilation=1, pool=pool), leaves
+    )
+
+
+@on_its_kernels
+def test_the_same_bits_every_time(weights: Callable[..., Any]) -> None:
+    x = torch.randn(3, 2, 40, 11, device=DEVICE)
+    leaves = [
+        x.requires_grad_(),
+        *(t.to(DEVICE).requires_grad_() for t in weights(2, 5, torch.float32)),
+    ]
+    runs = []
+    for _ in range(2):
+        y = fastsep.sep_conv2d_block(*leaves)
+        runs.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))

@@ -70,7 +70,9 @@ def _triton() -> BackendStatus:
     triton = importlib.import_module("triton")
     if interpreted():
         return BackendStatus(True, "Triton's interpreter on CPU tensors: for tests, very slow")
-    return BackendStatus(True, f"Triton {triton.__version__}, compiled at first use; not yet run on a GPU by us")
+    return BackendStatus(
+        True, f"Triton {triton.__version__}, compiled at first use; not yet run on a GPU by us"
+    )
 
 
 @cache
@@ -158,6 +160,7 @@ def select(device: torch.device) -> str:
     return _forced
 
 
-def gpu_kernels() -> ModuleType:
-    """The module whose functions are the operators on a GPU."""
-    return importlib.import_module("fastsep.cuda" if _forced == "cuda" else "fastsep.triton")
+def gpu_kernels(operator: str) -> ModuleType:
+    """The module with this operator for a GPU; the CUDA C++ has no gradients of its own."""
+    cuda = _forced == "cuda" and "backward" not in operator
+    return importlib.import_module("fastsep.cuda" if cuda else "fastsep.triton")

@@ -247,4 +247,4 @@ def _checked_stripes(x: Tensor, stripes: Tensor) -> Tensor:
         raise TypeError(f"stripes must hold integers, got {stripes.dtype}")
     if stripes.device != x.device:
         raise ValueError(f"stripes is on {stripes.device} but x is on {x.device}")
-    return stripes.clamp(-(2**31), 2**31 - 1).to(torch.int32)
+    return stripes.long().clamp(-(2**31), 2**31 - 1).to(torch.int32)

@@ -205,7 +205,7 @@ for _name in ("sep_conv2d", "sep_conv2d_block", "sep_conv2d_stack"):
 
 def _register_launcher(name: str, key: str) -> None:
     def launch(*args: Any) -> Any:
-        return getattr(gpu_kernels(), name)(*args)
+        return getattr(gpu_kernels(name), name)(*args)
 
     library.impl(name, launch, key)
 

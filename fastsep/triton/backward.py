@@ -23,12 +23,14 @@ from fastsep.triton.tile import (
 SUMS = 6  # of g times z above, here, below, left and right, and of g itself
 
 
-@triton.jit
-def sums_kernel(x, grad, positive, sums, weights, size, prepare, walk, M: tl.constexpr):
+@triton.jit(do_not_specialize=["strips", "length", "windows"])
+def sums_kernel(
+    x, grad, positive, sums, weights, size, prepare, strips, length, windows, M: tl.constexpr
+):
     """Walks as the forward kernel does. Writes the SUMS of each program to sums (programs of a
     channel block, SUMS, Cout), and with ReLU whether y > 0 to positive (N, Cout, T, F)."""
     C: tl.constexpr = M.C
-    here = place(size, walk, M)
+    here = place(size, strips, length, windows, M)
     n, channel, f = here.n, here.channel, here.f
     taps = load_taps(weights, size, channel, M)
     bias = load_bias(weights, size, channel, M)
@@ -137,7 +139,7 @@ def input_kernel(grad, positive, dx, weights, size, M: tl.constexpr):
     tl.store(pointers(dx, n, channel_in, t, f), total.to(dx.data.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["clips", "splits"])
 def pointwise_kernel(
     x, grad, positive, sums, weights, size, prepare, clips, splits, M: tl.constexpr
 ):
@@ -158,7 +160,8 @@ def pointwise_kernel(
         n = block // per_clip
         position = block % per_clip * M.BINS + tl.arange(0, M.BINS)
         t, f = position // size.bins, position % size.bins
-        dz = load_dz(grad, positive, taps, size, n, channel, t, f, M).to(M.DOT)
+        dz = load_dz(grad, positive, taps, size, n, channel, t, f, M)
+        dz = tl.where((t < size.frames)[None, :], dz, 0.0).to(M.DOT)  # taps reach past the map
         loaded = load_input(x, prepare, size, n, channel_in, t, f, M).to(M.DOT)
         total = add_product(total, dz, tl.trans(loaded), M)
     at = sums + (split * size.channels_out + channel).to(tl.int64)[:, None] * size.channels_in

@@ -12,13 +12,13 @@ import triton.language as tl
 from fastsep.triton.tile import aside, load_bias, load_taps, place, pointers, project
 
 
-@triton.jit
-def forward_kernel(x, y, weights, size, prepare, walk, M: tl.constexpr):
+@triton.jit(do_not_specialize=["strips", "length", "windows"])
+def forward_kernel(x, y, weights, size, prepare, strips, length, windows, M: tl.constexpr):
     """x (N, Cin, T, F) -> y (N, Cout, T // POOL, F // POOL)."""
     C: tl.constexpr = M.C
     POOL: tl.constexpr = M.POOL
     BINS: tl.constexpr = M.BINS
-    here = place(size, walk, M)
+    here = place(size, strips, length, windows, M)
     n, channel, f = here.n, here.channel, here.f
     taps = load_taps(weights, size, channel, M)
     bias = load_bias(weights, size, channel, M)
@@ -48,8 +48,8 @@ def forward_kernel(x, y, weights, size, prepare, walk, M: tl.constexpr):
         if M.RELU:
             value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
         if M.POOL > 1:
-            windows = value.reshape(C, POOL, BINS // POOL, POOL)
-            value = tl.sum(tl.sum(windows, axis=3), axis=1) * (1.0 / (POOL * POOL))
+            pooled = value.reshape(C, POOL, BINS // POOL, POOL)
+            value = tl.sum(tl.sum(pooled, axis=3), axis=1) * (1.0 / (POOL * POOL))
         at = pointers(y, n, channel, tl.zeros_like(bin_out) + q, bin_out)
         tl.store(at, value.to(y.data.dtype.element_ty), mask=owned)
         if M.CARRY:

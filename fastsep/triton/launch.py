@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -14,7 +14,7 @@ from torch import Tensor
 from fastsep.reference import accumulator
 from fastsep.triton.backward import SUMS, input_kernel, pointwise_kernel, sums_kernel
 from fastsep.triton.forward import forward_kernel
-from fastsep.triton.tile import Map, Mode, Preparation, Size, Walk, Weights
+from fastsep.triton.tile import Map, Mode, Preparation, Size, Weights
 from fastsep.triton.tuning import Tile, choose
 
 POOLS = (1, 2, 4)  # windows of which a tile, a power of two of columns wide, holds whole ones
@@ -26,6 +26,15 @@ _TRITON = {
     torch.bfloat16: tl.bfloat16,
     torch.float16: tl.float16,
 }
+
+
+class Walk(NamedTuple):
+    """How the programs share the output: strips of at most `length` steps in time, windows of
+    bins."""
+
+    strips: int
+    length: int
+    windows: int
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class Operator:
             CARRY=False,
             GATHER=False,
             HALO=0,
-            PRECISION=_precision(),
+            PRECISION="tf32" if self.arithmetic == "tf32" else "ieee",
             DOT=_dot_dtype(self.product),
             ACC=_TRITON[accumulator(self.product)],
             C=tile.channels,
@@ -130,7 +139,7 @@ def forward(x: Tensor, y: Tensor, op: Operator, prepare: Preparation) -> Callabl
     def plan(tile: Tile) -> Launch:
         mode, walk, programs = op.walking(x, tile)
         size = op.size(x)
-        arguments = (_map(x), _map(y), op.weights, size, prepare, walk, mode)
+        arguments = (_map(x), _map(y), op.weights, size, prepare, *walk, mode)
         blocks = triton.cdiv(size.channels_out, mode.C)
         return Launch(forward_kernel, programs * blocks, arguments, tile)
 
@@ -149,7 +158,7 @@ def sums(
         partial = torch.empty(programs, SUMS, size.channels_out, dtype=wide, device=x.device)
         out[:] = [partial]
         arguments = (_map(x), _map(grad), _map(positive), partial, op.weights, size, UNPREPARED,
-                     walk, mode)  # fmt: skip
+                     *walk, mode)  # fmt: skip
         blocks = triton.cdiv(size.channels_out, mode.C)
         return Launch(sums_kernel, programs * blocks, arguments, tile)
 
@@ -207,11 +216,18 @@ def _map(x: Tensor | None) -> Map:
 
 def _precision() -> str:
     """Of float32 products: IEEE, or TF32 where PyTorch's switch for matrix products allows it."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    matmul = torch.backends.cuda.matmul
+    try:
+        allowed = matmul.allow_tf32
+    except RuntimeError:  # the user set the newer switch, after which this one refuses to answer
+        allowed = matmul.fp32_precision == "tf32"
+    return "tf32" if allowed and not torch.version.hip else "ieee"
 
 
 @cache
 def _multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":
+    if device.type == "cpu":
         return 1  # Triton's interpreter
+    if device.type == "meta":
+        return 132  # compiling ahead of time: an H100's, so that the work is shared as it would be
     return torch.cuda.get_device_properties(device).multi_processor_count

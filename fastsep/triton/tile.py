@@ -48,15 +48,6 @@ class Preparation(NamedTuple):
     num_stripes: int
 
 
-class Walk(NamedTuple):
-    """How the programs share the output: strips of at most `length` steps in time, windows of
-    bins."""
-
-    strips: int
-    length: int
-    windows: int
-
-
 class Mode(NamedTuple):
     """What a kernel is compiled for."""
 
@@ -102,18 +93,18 @@ class Taps(NamedTuple):
 
 
 @triton.jit
-def place(size, walk, M: tl.constexpr):
+def place(size, strips, length, windows, M: tl.constexpr):
     """Programs that read the same input follow each other: channels, windows, strips, clips."""
     index = tl.program_id(0)
     blocks = tl.cdiv(size.channels_out, M.C)
     channel = index % blocks * M.C + tl.arange(0, M.C)
     index = index // blocks
-    first_bin = index % walk.windows * (M.BINS - 2 * M.HALO) - M.HALO
-    index = index // walk.windows
-    strip = index % walk.strips
-    n = index // walk.strips
+    first_bin = index % windows * (M.BINS - 2 * M.HALO) - M.HALO
+    index = index // windows
+    strip = index % strips
+    n = index // strips
     phase = strip % M.STEP
-    first = strip // M.STEP * walk.length
+    first = strip // M.STEP * length
     groups = tl.cdiv(size.frames // M.POOL - phase, M.STEP)
     column = tl.arange(0, M.COLUMNS) % M.BINS
     return Place(
@@ -121,7 +112,7 @@ def place(size, walk, M: tl.constexpr):
         channel,
         phase,
         first,
-        tl.minimum(first + walk.length, groups),
+        tl.minimum(first + length, groups),
         first_bin,
         first_bin + column,
         (column >= M.HALO) & (column < M.BINS - M.HALO),

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -57,7 +58,7 @@ CANDIDATES: dict[tuple[str, str], list[Tile]] = {
     ("forward", "tf32"): [Tile(32, 256, 32, 8, 1), Tile(32, 128, 32, 8, 1), Tile(64, 64, 32, 8, 1)],
     ("forward", "half"): [Tile(32, 256, 64, 8, 1), Tile(32, 128, 64, 8, 1), Tile(64, 64, 64, 8, 1)],
     ("forward", "float64"): [Tile(8, 32, 4, 4, 1)],
-    ("sums", "lone"): [Tile(8, 256, 1, 4, 1), Tile(4, 256, 1, 4, 1)],
+    ("sums", "lone"): [Tile(4, 256, 1, 4, 1), Tile(8, 128, 1, 4, 1)],
     ("sums", "ieee"): [Tile(16, 128, 16, 8, 1), Tile(16, 64, 16, 4, 1)],
     ("sums", "tf32"): [Tile(16, 128, 32, 8, 1), Tile(16, 64, 32, 4, 1)],
     ("sums", "half"): [Tile(16, 256, 32, 8, 1), Tile(16, 128, 32, 8, 1)],
@@ -90,7 +91,10 @@ def choose(
         if os.environ.get("FASTSEP_TUNE") != "1" or torch.cuda.is_current_stream_capturing():
             return candidates[0]
         known[layer] = min(candidates, key=lambda tile: _milliseconds(plan(tile)))
-        _save(device, layer, known[layer])
+        try:
+            _save(device, layer, known[layer])
+        except OSError as error:
+            warnings.warn(f"fastsep cannot keep the tile it chose: {error}", stacklevel=2)
     return known[layer]
 
 
@@ -110,9 +114,13 @@ def _milliseconds(job: "Launch") -> float:
 def _tables(device: str) -> dict[str, Tile]:
     known: dict[str, Tile] = {}
     for path in (_PACKAGED / _name(device), _cached(device)):  # the user's own wins
-        if path.exists():
+        try:
             entries = json.loads(path.read_text())
             known.update({layer: Tile(**tile) for layer, tile in entries.items()})
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            warnings.warn(f"fastsep ignores the table of tiles {path}: {error}", stacklevel=2)
     return known
 
 
@@ -124,12 +132,13 @@ def _save(device: str, layer: str, tile: Tile) -> None:
     entries[layer] = tile._asdict()
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
         file.write(json.dumps(entries, indent=1, sort_keys=True) + "\n")
+    os.chmod(file.name, 0o644)
     os.replace(file.name, path)
 
 
 def _cached(device: str) -> Path:
-    default = Path.home() / ".cache" / "fastsep"
-    return Path(os.environ.get("FASTSEP_CACHE_DIR") or default) / _name(device)
+    folder = os.environ.get("FASTSEP_CACHE_DIR") or os.path.expanduser("~/.cache/fastsep")
+    return Path(folder) / _name(device)
 
 
 def _name(device: str) -> str:

@@ -1,6 +1,8 @@
 """The choice of tiles, with the measuring replaced."""
 
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -96,3 +98,44 @@ def test_nothing_is_measured_while_a_graph_is_captured(
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     tile = tuning.choose("forward", Size(64, 128, 9, 128), 2, "half", lambda t: t)
     assert tile == tuning.CANDIDATES["forward", "half"][0] and not measured
+
+
+def test_a_broken_table_and_a_folder_that_cannot_be_written_are_warned_of(
+    measured: list[object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from fastsep.triton import tuning
+    from fastsep.triton.tile import Size
+
+    def choose() -> tuning.Tile:
+        return tuning.choose("forward", Size(64, 128, 9, 128), 2, "ieee", lambda t: t)
+
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "triton-Some-GPU-80-GB-.json").write_text("{")
+    with pytest.warns(UserWarning, match="ignores the table"):
+        assert choose() == tuning.CANDIDATES["forward", "ieee"][0]
+    monkeypatch.setenv("FASTSEP_TUNE", "1")
+    monkeypatch.setenv("FASTSEP_CACHE_DIR", str(tmp_path / "a file"))
+    (tmp_path / "a file").touch()
+    tuning._tables.cache_clear()
+    with pytest.warns(UserWarning, match="cannot keep|ignores"):
+        assert choose() == tuning.CANDIDATES["forward", "ieee"][-1]
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        "torch.backends.cuda.matmul.allow_tf32 = True",
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+        "torch.backends.fp32_precision = 'tf32'",
+        "torch.set_float32_matmul_precision('high')",
+        "",
+    ],
+)
+def test_tf32_is_used_where_pytorch_allows_it(
+    run_python: Callable[..., subprocess.CompletedProcess[str]], switch: str
+) -> None:
+    code = (
+        f"import torch\n{switch}\nfrom fastsep.triton.launch import _precision\nprint(_precision())"
+    )
+    said = run_python(code)
+    assert said.stdout.strip() == ("tf32" if switch else "ieee"), said.stderr

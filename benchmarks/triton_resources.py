@@ -24,18 +24,13 @@ from triton.compiler import ASTSource
 from triton.compiler.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
+from benchmarks.gpu.layers import LAYERS
 from fastsep.triton import launch
 from fastsep.triton.launch import UNPREPARED, Launch, Operator
 from fastsep.triton.tile import Preparation
 from fastsep.triton.tuning import candidates_for
 
 TABLE = Path(__file__).parent / "results" / "triton_resources.csv"
-LAYERS = {  # Cin, Cout, T, F of the network
-    "block 1": (1, 64, 431, 256),
-    "block 2": (64, 128, 215, 128),
-    "block 3": (128, 128, 107, 64),
-    "block 4": (128, 128, 53, 32),
-}
 ARITHMETIC = {
     "ieee": torch.float32,
     "tf32": torch.float32,

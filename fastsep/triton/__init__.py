@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from fastsep.ops import new_map
 from fastsep.reference import accumulator
 from fastsep.triton import launch
+from fastsep.triton.backward import SUMS
 from fastsep.triton.launch import POOLS, UNPREPARED, Operator
 from fastsep.triton.tile import Preparation
 
@@ -161,7 +162,7 @@ def _backward(grad: Tensor, x: Tensor, op: Operator, needs_x: bool) -> Gradients
     partial: list[Tensor] = []
     if not empty:
         launch.run("sums", op, x, launch.sums(x, grad, positive, op, partial))
-    rows = partial[0].sum(0) if partial else x.new_zeros(6, channels, dtype=wide)
+    rows = partial[0].sum(0) if partial else x.new_zeros(SUMS, channels, dtype=wide)
     up, centre, down, left, right = rows[:5]
     d_bias = rows[5].clone()  # an output of its own, not a view
     d_time, d_freq = torch.stack([up, centre, down], 1), torch.stack([left, centre, right], 1)

@@ -35,9 +35,10 @@ def sums_kernel(
     taps = load_taps(weights, size, channel, M)
     bias = load_bias(weights, size, channel, M)
     row = tl.arange(0, M.COLUMNS) // M.BINS
-    t = (here.phase + M.STEP * here.first) * M.POOL + row
-    up = project(x, prepare, weights, size, n, channel, t - M.DILATION, f, M)
-    centre = project(x, prepare, weights, size, n, channel, t, f, M)
+    if M.CARRY:
+        t = (here.phase + M.STEP * here.first) * M.POOL + row
+        up = project(x, prepare, weights, size, n, channel, t - M.DILATION, f, M)
+        centre = project(x, prepare, weights, size, n, channel, t, f, M)
     of_up = tl.zeros((C,), M.ACC)
     of_centre = tl.zeros((C,), M.ACC)
     of_down = tl.zeros((C,), M.ACC)

@@ -23,9 +23,10 @@ def forward_kernel(x, y, weights, size, prepare, strips, length, windows, M: tl.
     taps = load_taps(weights, size, channel, M)
     bias = load_bias(weights, size, channel, M)
     row = tl.arange(0, M.COLUMNS) // M.BINS
-    t = (here.phase + M.STEP * here.first) * M.POOL + row
-    up = project(x, prepare, weights, size, n, channel, t - M.DILATION, f, M)
-    centre = project(x, prepare, weights, size, n, channel, t, f, M)
+    if M.CARRY:
+        t = (here.phase + M.STEP * here.first) * M.POOL + row
+        up = project(x, prepare, weights, size, n, channel, t - M.DILATION, f, M)
+        centre = project(x, prepare, weights, size, n, channel, t, f, M)
 
     bin_out = here.first_bin // M.POOL + tl.arange(0, M.BINS // M.POOL)
     owned = (bin_out * M.POOL >= here.first_bin + M.HALO) & (

@@ -70,9 +70,9 @@ class Operator:
             return "half"
         return _precision()
 
-    def mode(self, x: Tensor, tile: Tile, **changes: Any) -> Mode:
+    def mode(self, x: Tensor, tile: Tile) -> Mode:
         size = self.size(x)
-        mode = Mode(
+        return Mode(
             DILATION=min(self.dilation, max(size.frames, size.bins, 1)),  # further taps read 0 too
             POOL=self.pool,
             RELU=self.relu,
@@ -89,13 +89,12 @@ class Operator:
             K=tile.depth,
             STEP=1,
         )
-        return mode._replace(**changes)
 
     def walking(self, x: Tensor, tile: Tile) -> tuple[Mode, Walk, int]:
         """For kernels that walk along time: mode, walk, and programs a block of channels."""
         size = self.size(x)
         bins = min(max(tile.columns // self.pool, 16), triton.next_power_of_2(max(size.bins, 16)))
-        mode = self.mode(x, tile, BINS=bins)
+        mode = self.mode(x, tile)
         carry = mode.DILATION % mode.POOL == 0
         halo = triton.cdiv(mode.DILATION, mode.POOL) * mode.POOL
         whole = bins >= size.bins
@@ -103,7 +102,7 @@ class Operator:
         halo = 0 if whole or not gather else halo
         step = mode.DILATION // mode.POOL if carry else 1
         mode = mode._replace(
-            CARRY=carry, GATHER=gather, HALO=halo, STEP=step, COLUMNS=mode.POOL * bins
+            CARRY=carry, GATHER=gather, HALO=halo, STEP=step, BINS=bins, COLUMNS=mode.POOL * bins
         )
         windows = triton.cdiv(size.bins, bins - 2 * halo)
         groups = triton.cdiv(size.frames // mode.POOL, mode.STEP)  # of the longest phase

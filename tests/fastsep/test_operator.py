@@ -195,7 +195,8 @@ def test_sep_conv2d_block(
         st.tuples(channels_out, st.integers(1, 3), st.sampled_from([1, 2, 2, 3])), max_size=3
     ),
     with_affine=st.booleans(),
-    stripes=st.none() | st.tuples(st.integers(0, 4), st.sampled_from([torch.int32, torch.int64, torch.int8])),
+    stripes=st.none()
+    | st.tuples(st.integers(0, 4), st.sampled_from([torch.int32, torch.int64, torch.int8])),
     data=st.data(),
 )
 def test_sep_conv2d_stack(

@@ -22,24 +22,11 @@ struct Taps {
   FASTSEP_INLINE Vec<T> apply(const Cross<T>& z, int64_t at) const {
     Vec<T> y = bias + centre * load(z.middle + at);
     y += up * load(z.up + at);
-    y += down * load(z.down + at);
     y += left * load(z.middle + at - z.reach);
     y += right * load(z.middle + at + z.reach);
+    y += down * load(z.down + at);
     return y;
   }
-
-  // The same on a row of one channel, with the pointwise weights already in the taps.
-  FASTSEP_INLINE Vec<T> apply_scalars(const Cross<T>& x, int64_t at) const {
-    Vec<T> y = bias + centre * x.middle[at];
-    y += up * x.up[at];
-    y += down * x.down[at];
-    y += left * x.middle[at - x.reach];
-    y += right * x.middle[at + x.reach];
-    return y;
-  }
-
-  // The transposed cross, which carries gradients from y back to z.
-  FASTSEP_INLINE Taps flipped() const { return {down, right, centre, left, up, Vec<T>{}}; }
 
   FASTSEP_INLINE static Taps read(const T* packed) {
     constexpr int64_t L = kLanes<T>;
@@ -49,9 +36,18 @@ struct Taps {
 
   static constexpr int64_t kSize = 6 * kLanes<T>;
 
-  // factor(c) scales the taps of channel c.
+  // The transposed cross, which carries gradients from y back to z.
+  static void flip(const T* packed, int64_t groups, T* to) {
+    for (; groups > 0; --groups, packed += kSize, to += kSize) {
+      const Taps taps = read(packed);
+      const Vec<T> flipped[] = {taps.down, taps.right, taps.centre, taps.left, taps.up, {}};
+      for (int64_t i = 0; i < 6; ++i) store(to + i * kLanes<T>, flipped[i]);
+    }
+  }
+
+  // factor(c) scales the taps of channel c, share all of them and the bias.
   template <class S, class Factor>
-  static void pack(const Block& block, T* to, Factor factor) {
+  static void pack(const Block& block, T* to, Factor factor, T share = 1) {
     constexpr int64_t L = kLanes<T>;
     const S* time = static_cast<const S*>(block.time_taps);
     const S* freq = static_cast<const S*>(block.freq_taps);
@@ -62,33 +58,38 @@ struct Taps {
         for (int64_t i = 0; i < 6; ++i) lane[i * L] = 0;
         continue;
       }
-      const T p = factor(c);
+      const T p = share * factor(c);
       lane[0 * L] = p * widen(time[3 * c]);
       lane[1 * L] = p * widen(freq[3 * c]);
       lane[2 * L] = p * (widen(time[3 * c + 1]) + widen(freq[3 * c + 1]));
       lane[3 * L] = p * widen(freq[3 * c + 2]);
       lane[4 * L] = p * widen(time[3 * c + 2]);
-      lane[5 * L] = bias != nullptr ? widen(bias[c]) : T(0);
+      lane[5 * L] = bias != nullptr ? share * widen(bias[c]) : T(0);
     }
   }
 };
 
-// One pooled output row of one group: mean over pool x pool of (ReLU of) the cross. P is the
-// pooling size at compile time, or 0 to take it from `pool`; rows holds one cross per pooled row.
+// One pooled output row of some groups: the sum over pool x pool of (ReLU of) the cross, which is
+// the mean where the taps hold its 1 / pool^2. P is the pooling size at compile time, or 0 to take
+// it from `pool`; rows holds one cross per pooled row, of the first group.
 template <class T, int P, bool rectify>
-void pooled_cross(const Taps<T>& taps, const Cross<T>* rows, int64_t pool, int64_t bins_out, T* y) {
+void pooled_cross(const T* packed_taps, int64_t groups, const Cross<T>* rows, int64_t z_stride,
+                  int64_t pool, int64_t bins_out, T* y, int64_t y_stride) {
   constexpr int64_t L = kLanes<T>;
   const int64_t p = P > 0 ? P : pool;
-  const T share = T(1) / T(p * p);
-  for (int64_t f = 0; f < bins_out; ++f) {
-    Vec<T> sum = {};
-    for (int64_t i = 0; i < p; ++i) {
-      for (int64_t k = 0; k < p; ++k) {
-        const Vec<T> value = taps.apply(rows[i], (f * p + k) * L);
-        sum += rectify ? relu<T>(value) : value;
+  for (int64_t g = 0; g < groups; ++g, packed_taps += Taps<T>::kSize, y += y_stride) {
+    const Taps<T> taps = Taps<T>::read(packed_taps);
+    for (int64_t f = 0; f < bins_out; ++f) {
+      Vec<T> sum = {};
+      for (int64_t i = 0; i < p; ++i) {
+        for (int64_t k = 0; k < p; ++k) {
+          Vec<T> value = taps.apply(rows[i], g * z_stride + (f * p + k) * L);
+          if (rectify) value = relu<T>(value);
+          sum = i + k == 0 ? value : sum + value;
+        }
       }
+      store(y + f * L, sum);
     }
-    store(y + f * L, P == 1 ? sum : sum * share);
   }
 }
 
@@ -96,26 +97,32 @@ void pooled_cross(const Taps<T>& taps, const Cross<T>* rows, int64_t pool, int64
 // is read once for all groups.
 template <class T, int P, bool rectify, int NV>
 void pooled_direct(const T* packed_taps, const Cross<T>* rows, int64_t pool, int64_t bins_out, T* y,
-                   int64_t group_stride) {
+                   int64_t y_stride) {
   constexpr int64_t L = kLanes<T>;
   Taps<T> taps[NV];
   for (int j = 0; j < NV; ++j) taps[j] = Taps<T>::read(packed_taps + j * Taps<T>::kSize);
   const int64_t p = P > 0 ? P : pool;
-  const T share = T(1) / T(p * p);
   for (int64_t f = 0; f < bins_out; ++f) {
     Vec<T> sum[NV] = {};
     for (int64_t i = 0; i < p; ++i) {
+      const Cross<T> x = rows[i];
       for (int64_t k = 0; k < p; ++k) {
-#pragma GCC unroll 4
-        for (int j = 0; j < NV; ++j) {
-          const Vec<T> value = taps[j].apply_scalars(rows[i], f * p + k);
-          sum[j] += rectify ? relu<T>(value) : value;
-        }
+        const int64_t at = f * p + k;
+        Vec<T> value[NV];
+        // Tap by tap over all groups: sums of their own have no latency to wait for.
+#define FASTSEP_EACH_GROUP _Pragma("GCC unroll 4") for (int j = 0; j < NV; ++j)
+        FASTSEP_EACH_GROUP value[j] = taps[j].bias + taps[j].centre * x.middle[at];
+        FASTSEP_EACH_GROUP value[j] += taps[j].up * x.up[at];
+        FASTSEP_EACH_GROUP value[j] += taps[j].left * x.middle[at - x.reach];
+        FASTSEP_EACH_GROUP value[j] += taps[j].right * x.middle[at + x.reach];
+        FASTSEP_EACH_GROUP value[j] += taps[j].down * x.down[at];
+        FASTSEP_EACH_GROUP if (rectify) value[j] = relu<T>(value[j]);
+        FASTSEP_EACH_GROUP sum[j] = i + k == 0 ? value[j] : sum[j] + value[j];
+#undef FASTSEP_EACH_GROUP
       }
     }
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j)
-      store(y + j * group_stride + f * L, P == 1 ? sum[j] : sum[j] * share);
+    for (int j = 0; j < NV; ++j) store(y + j * y_stride + f * L, sum[j]);
   }
 }
 

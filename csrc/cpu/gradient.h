@@ -14,10 +14,11 @@ class Gradient {
     Packed(Bump& bump, const Block& block)
         : forward{bump.take<T>(Panels<T>::size(block.in, block.out)), block.in, block.out},
           backward{bump.take<T>(Panels<T>::size(block.out, block.in)), block.out, block.in},
-          taps(bump.take<T>(ceil_div(block.out, L) * Taps<T>::kSize)) {}
+          taps(bump.take<T>(ceil_div(block.out, L) * Taps<T>::kSize)),
+          flipped(bump.take<T>(ceil_div(block.out, L) * Taps<T>::kSize)) {}
 
     Panels<T> forward, backward;
-    T* taps;
+    T *taps, *flipped;
   };
 
  public:
@@ -35,6 +36,7 @@ class Gradient {
     packed.forward.pack([&](int64_t o, int64_t i) { return widen(p[o * block.in + i]); });
     packed.backward.pack([&](int64_t o, int64_t i) { return widen(p[i * block.in + o]); });
     Taps<T>::template pack<S>(block, packed.taps, [](int64_t) { return T(1); });
+    Taps<T>::flip(packed.taps, ceil_div(block.out, L), packed.flipped);
   }
 
   static size_t scratch_bytes(const Backward& job) {
@@ -203,11 +205,9 @@ class Gradient {
   }
 
   void find_dz(int64_t t) {
-    for (int64_t g = 0; g < groups_; ++g) {
-      const Taps<T> taps = Taps<T>::read(packed_.taps + g * Taps<T>::kSize).flipped();
-      const Cross<T> dy = cross(dy_, t, g);
-      pooled_cross<T, 1, false>(taps, &dy, 1, job_.bins, dz_ + g * stride_);
-    }
+    const Cross<T> dy = cross(dy_, t, 0);
+    pooled_cross<T, 1, false>(packed_.flipped, groups_, &dy, dy_.group_stride(), 1, job_.bins, dz_,
+                              stride_);
   }
 
   Cross<T> cross(const Ring<T>& ring, int64_t t, int64_t group) const {

@@ -76,9 +76,11 @@ class Inference {
           return float_of(uint32_t{high.bits} << 16 | low.bits);
         }
       });
-      // A lone input channel's pointwise weights go into the taps.
-      Taps<T>::template pack<S>(block, packed.taps,
-                                [&](int64_t c) { return block.in == 1 ? widen(p[c]) : T(1); });
+      // A lone input channel's pointwise weights go into the taps, and so does what the sum over a
+      // pooling window is divided by.
+      Taps<T>::template pack<S>(
+          block, packed.taps, [&](int64_t c) { return block.in == 1 ? widen(p[c]) : T(1); },
+          T(1) / T(block.pool * block.pool));
     }
   }
 
@@ -232,13 +234,8 @@ class Inference {
       }
       return;
     }
-    for (int64_t g = 0; g < groups; ++g) {
-      pooled_cross<T, P, rectify>(Taps<T>::read(stage.packed.taps + g * Taps<T>::kSize),
-                                  stage.window, pool, stage.bins_out, stage.y + g * stride);
-      for (int64_t i = 0; i < pool; ++i) {
-        stage.window[i] = stage.window[i].from(stage.z.group_stride());
-      }
-    }
+    pooled_cross<T, P, rectify>(stage.packed.taps, groups, stage.window, stage.z.group_stride(),
+                                pool, stage.bins_out, stage.y, stride);
   }
 
   const Forward& job_;

@@ -27,10 +27,11 @@ struct Planar {
 // Groups of `width` channels side by side.
 template <class S, int64_t width, class F>
 FASTSEP_INLINE void each_in_groups(const S* base, int64_t group_stride, int64_t channels, F f) {
-  for (; channels > 0; channels -= width, base += group_stride) {
-    const S* end = base + least(width, channels);
-    for (const S* p = base; p < end; ++p) f(p);
+  for (; channels >= width; channels -= width, base += group_stride) {
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < width; ++i) f(base + i);
   }
+  for (int64_t i = 0; i < channels; ++i) f(base + i);
 }
 
 template <class T>

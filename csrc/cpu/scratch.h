@@ -36,8 +36,14 @@ class Ring {
     base_ = bump.take<T>((rows_ + 1) * row_size_);
   }
 
-  void clear() {
-    if (row_size_ > 0) std::memset(base_, 0, size_t((rows_ + 1) * row_size_) * sizeof(T));
+  // What is outside the map. Rows inside are written before they are read.
+  void clear() const {
+    if (row_size_ == 0) return;
+    for (T* group = base_; group < base_ + rows_ * row_size_; group += stride_) {
+      std::memset(group, 0, size_t(margin_) * sizeof(T));
+      std::memset(group + stride_ - margin_, 0, size_t(margin_) * sizeof(T));
+    }
+    std::memset(base_ + rows_ * row_size_, 0, size_t(row_size_) * sizeof(T));
   }
 
   int64_t group_stride() const { return stride_; }

@@ -7,7 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
-#include <numeric>
+#include <chrono>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -186,6 +186,11 @@ Arena& weights_arena() {  // of the calling thread; its workers read it while it
   return arena;
 }
 
+Arena& seams_arena() {
+  thread_local Arena arena;
+  return arena;
+}
+
 // Calls f(item, scratch) for each item, on torch's threads.
 template <class F>
 void for_each_item(int64_t items, size_t scratch_bytes, const F& f) {
@@ -208,64 +213,54 @@ Forward part_of(Forward job, int64_t first, int64_t count) {
   return job;
 }
 
-void run(const Kernels& k, const Forward& job, void* weights) {
-  k.forward_pack(job, weights);
-  for_each_item(job.clips * job.strips, k.forward_scratch_bytes(job),
-                [&](int64_t item, void* scratch) { k.forward_run(job, weights, scratch, item); });
-}
-
 // As many clips as threads, or a multiple: each clip streams through all blocks on one thread.
-void run_whole(const Kernels& k, Forward job) {
+void run_whole(const Kernels& k, Forward job, const void* weights) {
   job.strips = 1;
-  run(k, job, weights_arena().get(k.forward_weights_bytes(job)));
+  for_each_item(job.clips, k.forward_scratch_bytes(job), [&](int64_t clip, void* scratch) {
+    k.forward_run(job, weights, scratch, nullptr, clip, 0);
+  });
 }
 
-// Fewer clips than threads: clips are cut into strips of time. Strips repeat the rows that the
-// blocks reach across their seams, more with every block, so they run two blocks, then one at a
-// time, with the maps between in a reused buffer.
-void run_strips(const Kernels& k, Forward job, int64_t threads) {
-  std::vector<Forward> segments;
-  std::vector<size_t> map_bytes;
-  // A map between segments has the dtype of x, which may not round what the blocks computed.
-  const bool cut = job.dtype == DType::f32 || job.dtype == DType::f64;
-  const size_t size = job.dtype == DType::f64 ? 8 : 4;
-  const Block* end = job.blocks + job.num_blocks;
-  const int64_t clip_strips = threads / std::gcd(threads, job.clips);
-  for (const Block* block = job.blocks; block != end;) {
-    Forward segment = job;
-    segment.blocks = block;
-    segment.num_blocks =
-        cut ? std::min<int64_t>(block == job.blocks ? 2 : 1, end - block) : job.num_blocks;
-    for (; block != segment.blocks + segment.num_blocks; ++block) {
-      job.frames /= block->pool;
-      job.bins /= block->pool;
+// Finds out whether a number of tasks run at the same time: a thread pool promises nothing.
+class Meeting {
+ public:
+  explicit Meeting(int64_t expected) : expected_(expected) {}
+
+  // Called by each task; all get the same answer.
+  bool attend() {
+    if (arrived_.fetch_add(1) + 1 == expected_) decide(kTogether);
+    const auto patience = std::chrono::steady_clock::now() + std::chrono::microseconds(500);
+    while (decision_.load() == kOpen) {
+      if (std::chrono::steady_clock::now() > patience) decide(kApart);
     }
-    const int64_t channels = (block - 1)->out;
-    if (block != end) {
-      segment.y = {nullptr, job.frames * job.bins * channels, 1, job.bins * channels, channels};
-      map_bytes.push_back(aligned(size_t(job.clips * segment.y.n) * size));
-      job.x = segment.y;
-      job.scale = job.shift = nullptr;
-      job.stripes = nullptr;
-      job.num_stripes = 0;
+    return decision_.load() == kTogether;
+  }
+
+ private:
+  enum Decision { kOpen, kTogether, kApart };
+  void decide(Decision decision) {
+    Decision open = kOpen;
+    decision_.compare_exchange_strong(open, decision);
+  }
+
+  const int64_t expected_;
+  std::atomic<int64_t> arrived_{0};
+  std::atomic<Decision> decision_{kOpen};
+};
+
+// Fewer clips than threads: each thread takes one strip of time of every clip.
+void run_strips(const Kernels& k, Forward job, const void* weights, int64_t threads) {
+  job.strips = k.forward_strips(job, threads);
+  void* seams = seams_arena().get(k.forward_seams_bytes(job));
+  k.forward_clear_seams(job, seams);
+  Meeting meeting(job.strips);
+  for_each_item(job.strips, k.forward_scratch_bytes(job), [&](int64_t strip, void* scratch) {
+    void* shared = meeting.attend() ? seams : nullptr;
+    for (int64_t clip = 0; clip < job.clips; ++clip) {
+      k.forward_run(job, weights, scratch, shared, clip, strip);
     }
-    segment.strips = std::clamp<int64_t>(clip_strips, 1, job.frames);
-    segments.push_back(segment);
-  }
-  size_t weights_bytes = 0, total = 0;
-  for (const Forward& segment : segments) {
-    weights_bytes = std::max(weights_bytes, aligned(k.forward_weights_bytes(segment)));
-  }
-  for (const size_t bytes : map_bytes) total += bytes;
-  char* buffer = static_cast<char*>(weights_arena().get(weights_bytes + total));
-  char* map = buffer + weights_bytes;
-  for (size_t i = 0; i < segments.size(); ++i) {
-    if (i < map_bytes.size()) {
-      segments[i].y.data = segments[i + 1].x.data = map;
-      map += map_bytes[i];
-    }
-    run(k, segments[i], buffer);
-  }
+  });
+  seams_arena().trim();
 }
 
 Tensor forward(const Tensor& x, const std::vector<Block>& blocks, const Tensor* scale,
@@ -299,8 +294,10 @@ Tensor forward(const Tensor& x, const std::vector<Block>& blocks, const Tensor* 
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t rest = job.clips % threads, whole = job.clips - rest;
   const Kernels& k = kernels();  // once: another thread may choose an instruction set meanwhile
-  if (whole > 0) run_whole(k, part_of(job, 0, whole));
-  if (rest > 0) run_strips(k, part_of(job, whole, rest), threads);
+  void* weights = weights_arena().get(k.forward_weights_bytes(job));
+  k.forward_pack(job, weights);
+  if (whole > 0) run_whole(k, part_of(job, 0, whole), weights);
+  if (rest > 0) run_strips(k, part_of(job, whole, rest), weights, threads);
   weights_arena().trim();
   return y;
 }

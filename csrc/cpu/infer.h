@@ -1,6 +1,7 @@
 // The inference sweep: clips stream through all blocks depth first along time. A row of input is
 // projected into the first block's ring of z rows; as soon as a pooled row can be finished it is
-// passed on to the next block, so that no map between blocks is ever written to memory.
+// passed on to the next block, so that no map between blocks is ever written to memory. Fewer clips
+// than threads are cut into strips of time, which stream at the same time.
 #pragma once
 
 namespace fastsep::FASTSEP_ISA {
@@ -50,7 +51,14 @@ class Inference {
     Cross<T>* window;  // the crosses of one pooled row
 
     int64_t begin = 0, end = 0;  // input rows of this strip
-    int64_t next = 0, stop = 0;  // pooled rows of this strip
+    int64_t next = 0, left = 0;  // pooled rows of this strip: the next one, and how many are left
+    bool fresh = true;           // none of them is finished
+
+    // Rows next to the seams at the strip's lower and upper end (in time), and how many are given.
+    struct {
+      Seam<T> give, take;
+      int64_t given = 0;
+    } seams[2];
   };
 
  public:
@@ -90,9 +98,49 @@ class Inference {
     return scratch.used();
   }
 
-  static void run(const Forward& job, const void* weights, void* scratch, int64_t item) {
+  static void run(const Forward& job, const void* weights, void* scratch, void* seams, int64_t clip,
+                  int64_t strip) {
     Bump packed(const_cast<void*>(weights)), bump(scratch);
-    Inference(job, packed, bump).strip(item / job.strips, item % job.strips);
+    Inference sweep(job, packed, bump);
+    if (seams != nullptr) {
+      sweep.plan_together(seams, clip, strip);
+    } else {
+      sweep.plan_alone(strip);
+    }
+    sweep.strip(clip);
+  }
+
+  static size_t seams_bytes(const Forward& job) {
+    Bump weights(nullptr), scratch(nullptr), bump(nullptr);
+    Inference(job, weights, scratch).each_seam(bump, [](auto...) {});
+    return bump.used();
+  }
+
+  static void clear_seams(const Forward& job, void* seams) {
+    Bump weights(nullptr), scratch(nullptr), bump(seams);
+    Inference(job, weights, scratch)
+        .each_seam(bump,
+                   [](int64_t, int64_t, int64_t, int64_t, const Seam<T>& seam) { seam.clear(); });
+  }
+
+  // A strip has to have all rows that its neighbours reach, in every block.
+  static int64_t strips(const Forward& job, int64_t wanted) {
+    const auto long_enough = [&](int64_t strips) {
+      for (int64_t s = 0; s < strips; ++s) {
+        int64_t frames = job.frames, first = frames * s / strips, stop = frames * (s + 1) / strips;
+        for (int64_t i = 0; i < job.num_blocks; ++i) {
+          const Block& block = job.blocks[i];
+          if (stop - first < least(block.dilation, frames) + block.pool) return false;
+          frames /= block.pool;
+          first /= block.pool;
+          stop /= block.pool;
+        }
+        if (stop == first) return false;
+      }
+      return true;
+    };
+    while (wanted > 1 && !long_enough(wanted)) --wanted;
+    return wanted;
   }
 
  private:
@@ -109,28 +157,75 @@ class Inference {
     }
   }
 
-  // The rows that a strip of the last block's output needs, block by block backwards.
-  void plan(int64_t strip) {
-    Stage& last = stages_[job_.num_blocks - 1];
-    int64_t first = last.frames_out * strip / job_.strips;
-    int64_t stop = last.frames_out * (strip + 1) / job_.strips;
-    for (int64_t i = job_.num_blocks - 1; i >= 0; --i) {
-      Stage& stage = stages_[i];
-      stage.next = first;
-      stage.stop = stop;
-      stage.begin = most(first * stage.block.pool - stage.reach_t, 0);
-      stage.end = least(stop * stage.block.pool + stage.reach_t, stage.frames);
-      first = stage.begin;
-      stop = stage.end;
+  // All seams, in the order of their buffer: f(seam's number, stage, clip's parity, the side that
+  // gives, seam). Neighbours may be a clip apart, so that each parity has a buffer of its own.
+  template <class F>
+  void each_seam(Bump& bump, F f) const {
+    Bump none(nullptr);
+    for (int64_t k = 1; k < job_.strips; ++k) {
+      int64_t frames = job_.frames, bins = job_.bins, at = frames * k / job_.strips;
+      for (int64_t i = 0; i < job_.num_blocks; ++i) {
+        const Stage stage(job_.blocks[i], frames, bins, none, none);
+        const int64_t pool = stage.block.pool, centre = at / pool * pool;
+        for (int64_t parity = 0; parity < 2; ++parity) {
+          const int64_t size = stage.z.row_size();
+          f(k, i, parity, 0, Seam<T>(bump, centre - stage.reach_t, at, size));
+          f(k, i, parity, 1, Seam<T>(bump, at, least(centre + stage.reach_t, frames), size));
+        }
+        frames = stage.frames_out;
+        bins = stage.bins_out;
+        at /= pool;
+      }
     }
   }
 
-  void strip(int64_t n, int64_t index) {
-    plan(index);
+  // Strips that run at the same time cut every map at the same place, give each other the rows
+  // next to the cuts, and run towards and away from them in turns.
+  void plan_together(void* seams, int64_t clip, int64_t strip) {
+    int64_t first = job_.frames * strip / job_.strips;
+    int64_t stop = job_.frames * (strip + 1) / job_.strips;
+    step_ = strip % 2 == 0 ? 1 : -1;
+    for (int64_t i = 0; i < job_.num_blocks; ++i) {
+      const int64_t pool = stages_[i].block.pool;
+      stages_[i].begin = first;
+      stages_[i].end = stop;
+      stages_[i].left = stop / pool - first / pool;
+      first /= pool;
+      stop /= pool;
+      stages_[i].next = step_ > 0 ? first : stop - 1;
+    }
+    Bump bump(seams);
+    each_seam(bump, [&](int64_t k, int64_t i, int64_t parity, int64_t side, const Seam<T>& seam) {
+      if (parity != clip % 2 || (k != strip && k != strip + 1)) return;
+      auto& own = stages_[i].seams[k - strip];
+      (side == k - strip ? own.take : own.give) = seam;
+    });
+  }
+
+  // Alone, a strip computes all that its share of the last block's output needs, block by block
+  // backwards.
+  void plan_alone(int64_t strip) {
+    int64_t first = job_.frames * strip / job_.strips;
+    int64_t stop = job_.frames * (strip + 1) / job_.strips;
+    for (int64_t i = 0; i < job_.num_blocks; ++i) {
+      first /= job_.blocks[i].pool;
+      stop /= job_.blocks[i].pool;
+    }
+    for (int64_t i = job_.num_blocks - 1; i >= 0; --i) {
+      Stage& stage = stages_[i];
+      stage.next = first;
+      stage.left = stop - first;
+      stage.begin = first = most(first * stage.block.pool - stage.reach_t, 0);
+      stage.end = stop = least(stop * stage.block.pool + stage.reach_t, stage.frames);
+    }
+  }
+
+  void strip(int64_t n) {
     for (int64_t i = 0; i < job_.num_blocks; ++i) stages_[i].z.clear();
     const Stage& first = stages_[0];
     const bool planar = first.direct || (job_.x.c != 1 && !dot);
-    for (int64_t t = first.begin; t < first.end; ++t) {
+    for (int64_t i = 0; i < first.end - first.begin; ++i) {
+      const int64_t t = step_ > 0 ? first.begin + i : first.end - 1 - i;
       if (planar) {
         const int64_t stride = planar_stride<T>(job_.bins);
         load_planar<S>(job_.x, n, t, first.block.in, job_.bins, x_);
@@ -143,6 +238,23 @@ class Inference {
                 [&](int64_t f, int64_t c) -> T& { return x_[c / L * stride + f * L + c % L]; });
         push(0, n, t, Blocked<T>{x_, stride});
       }
+    }
+    for (int64_t i = 0; i < job_.num_blocks; ++i) {
+      if (stages_[i].left > 0) cross_seam(i, n, step_ > 0 ? 1 : 0, true);
+    }
+  }
+
+  // Takes the rows beyond a seam; at the end of the strip they let the stage's last rows finish.
+  void cross_seam(int64_t index, int64_t n, int64_t side, bool at_end) {
+    const Stage& stage = stages_[index];
+    const Seam<T>& seam = stage.seams[side].take;
+    const int64_t rows = seam.stop() - seam.begin();
+    if (rows == 0) return;
+    seam.await(n);
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t t = step_ > 0 ? seam.begin() + i : seam.stop() - 1 - i;
+      seam.take(t, stage.z.row(t));
+      if (at_end) finish_until(index, n, t);
     }
   }
 
@@ -188,10 +300,28 @@ class Inference {
     } else {
       project(row, stage.bins, stage.packed.panels, stage.z[t], stage.z.group_stride());
     }
+    for (auto& seam : stage.seams) {
+      if (!seam.give.holds(t)) continue;
+      seam.give.give(t, stage.z.row(t));
+      if (++seam.given == seam.give.stop() - seam.give.begin()) seam.give.announce(n);
+    }
+    finish_until(index, n, t);
+  }
+
+  // Row t of z was the last to come: finishes the pooled rows that reach no further.
+  void finish_until(int64_t index, int64_t n, int64_t t) {
+    Stage& stage = stages_[index];
     const int64_t pool = stage.block.pool;
-    while (stage.next < stage.stop &&
-           least(stage.next * pool + pool - 1 + stage.reach_t, stage.frames - 1) <= t) {
-      const int64_t q = stage.next++;
+    while (stage.left > 0) {
+      const int64_t q = stage.next;
+      if (step_ > 0 ? least(q * pool + pool - 1 + stage.reach_t, stage.frames - 1) > t
+                    : most(q * pool - stage.reach_t, 0) < t) {
+        return;
+      }
+      if (stage.fresh) cross_seam(index, n, step_ > 0 ? 0 : 1, false);
+      stage.fresh = false;
+      stage.next += step_;
+      --stage.left;
       finish(stage, q);
       const int64_t stride = blocked_stride<T>(stage.bins_out);
       if (index + 1 < job_.num_blocks) {
@@ -241,6 +371,7 @@ class Inference {
   const Forward& job_;
   Stage* stages_;
   T* x_;
+  int64_t step_ = 1;  // along time
 };
 
 }  // namespace fastsep::FASTSEP_ISA

@@ -7,6 +7,8 @@
 #include <type_traits>
 #include <utility>
 
+#include <sched.h>
+
 #include <immintrin.h>
 
 #include "kernels.h"

@@ -6,6 +6,8 @@
 #include <type_traits>
 #include <utility>
 
+#include <sched.h>
+
 #include "kernels.h"
 
 #define FASTSEP_ISA baseline

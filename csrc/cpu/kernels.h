@@ -36,7 +36,7 @@ struct Forward {
   const int32_t* stripes;  // (N, num_stripes, 3) of (axis, start, stop), or null
   int64_t num_stripes;
   bool bf16;       // whether float32 maps may be rounded to bfloat16 for the products
-  int64_t strips;  // each clip is cut into this many strips of time: clips * strips work items
+  int64_t strips;  // each clip is cut into this many strips of time
 };
 
 // Gradients of a single block. Work is summed in `groups` partial sums, so that the result depends
@@ -56,7 +56,13 @@ struct Kernels {
   size_t (*forward_weights_bytes)(const Forward&);
   size_t (*forward_scratch_bytes)(const Forward&);
   void (*forward_pack)(const Forward&, void* weights);
-  void (*forward_run)(const Forward&, const void* weights, void* scratch, int64_t item);
+  // One strip of one clip. With seams, strips take what they need of each other's rows: all strips
+  // have to run at the same time, each through all clips in order. Without, they compute it.
+  void (*forward_run)(const Forward&, const void* weights, void* scratch, void* seams, int64_t clip,
+                      int64_t strip);
+  size_t (*forward_seams_bytes)(const Forward&);
+  void (*forward_clear_seams)(const Forward&, void* seams);
+  int64_t (*forward_strips)(const Forward&, int64_t wanted);  // the most that are long enough
 
   size_t (*backward_weights_bytes)(const Backward&);
   size_t (*backward_scratch_bytes)(const Backward&);

@@ -48,6 +48,10 @@ class Ring {
 
   int64_t group_stride() const { return stride_; }
 
+  // Row t with all its groups and padding, as one piece.
+  int64_t row_size() const { return row_size_; }
+  T* row(int64_t t) const { return (*this)[t] - margin_; }
+
   // Position 0 of row t.
   T* operator[](int64_t t) const {
     const int64_t slot = t < 0 || t >= frames_ ? rows_ : t % rows_;

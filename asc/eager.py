@@ -13,13 +13,21 @@ class EagerTwin(nn.Module):
     def __init__(self, model: Cnn6Sep) -> None:
         super().__init__()
         assert isinstance(model.bn0, MelAffine)
-        self.affine, self.head = model.bn0, model.head
+        self.affine, self.mlp = model.bn0, model.mlp
         self.blocks = nn.Sequential(
             *(EagerBlock(block.inference_parameters()) for block in model.blocks)
         )
 
     def forward(self, logmel: Tensor) -> Tensor:
         return self.head(self.blocks(logmel * self.affine.scale + self.affine.shift))
+
+    def head(self, x: Tensor) -> Tensor:
+        return self.mlp(eager_pool(x))
+
+
+def eager_pool(x: Tensor) -> Tensor:
+    x = x.mean(dim=3)
+    return x.amax(dim=2) + x.mean(dim=2)
 
 
 class EagerBlock(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from asc.augment import apply_stripes, draw_stripes
 from asc.data.scenes import SCENES
 from asc.features import N_MELS
-from fastsep import SepConvBlock, SepConvStack, batch_norm_affine, fold_batchnorm
+from fastsep import SepConvBlock, SepConvStack, batch_norm_affine, fold_batchnorm, global_pool
 
 WIDTHS = (64, 128, 128, 128)  # output channels of the blocks
 MIN_FRAMES = 2 ** len(WIDTHS)  # every block halves T
@@ -79,8 +79,12 @@ class _Network(nn.Module):
 
     def head(self, x: Tensor) -> Tensor:
         """Feature map (N, 128, T, F) -> logits (N, classes)."""
-        x = x.mean(dim=3)
-        x = x.amax(dim=2) + x.mean(dim=2)
+        return self.mlp(global_pool(x))
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """Pooled vectors (N, 128) -> logits (N, classes)."""
+        if not self.training:  # one clip is so fast that two calls for nothing show
+            return self.fc2(torch.relu(self.fc1(x)))
         x = torch.relu(self.fc1(self.dropout(x)))
         return self.fc2(self.dropout(x))
 

@@ -353,6 +353,20 @@ Tensor sep_conv2d_stack(Tensor x, std::vector<Tensor> pointwise, std::vector<Ten
   return forward(x, blocks, pointer(scale), pointer(shift), pointer(stripes), bf16);
 }
 
+// The network's tail.
+
+Tensor global_pool(Tensor x) {
+  check_map(x);
+  STD_TORCH_CHECK(x.size(2) > 0 && x.size(3) > 0, "x must have at least one frame and one bin");
+  Tensor y = new_vector(x, {x.size(0), x.size(1)});
+  const GlobalPool job{dtype_of(x), x.size(1), x.size(2), x.size(3), map_of(x), y.data_ptr()};
+  const Kernels& k = kernels();
+  torch::stable::parallel_for(0, x.size(0), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) k.global_pool(job, n);
+  });
+  return y;
+}
+
 // Backward.
 
 constexpr int64_t kGroups = 16;  // partial sums: enough for the threads there are, few to add up
@@ -444,4 +458,5 @@ STABLE_TORCH_LIBRARY_IMPL(fastsep, CPU, m) {
   m.impl("sep_conv2d_block", TORCH_BOX(&fastsep::sep_conv2d_block));
   m.impl("sep_conv2d_block_backward", TORCH_BOX(&fastsep::sep_conv2d_block_backward));
   m.impl("sep_conv2d_stack", TORCH_BOX(&fastsep::sep_conv2d_stack));
+  m.impl("global_pool", TORCH_BOX(&fastsep::global_pool));
 }

@@ -11,6 +11,7 @@ from fastsep.batchnorm import batch_norm_affine
 from fastsep.folding import fold_batchnorm
 from fastsep.functional import (
     BlockParameters,
+    global_pool,
     sep_conv2d,
     sep_conv2d_block,
     sep_conv2d_stack,
@@ -31,6 +32,7 @@ __all__ = [
     "batch_norm_affine",
     "fold_batchnorm",
     "fuse",
+    "global_pool",
     "sep_conv2d",
     "sep_conv2d_block",
     "sep_conv2d_stack",

@@ -140,6 +140,23 @@ def sep_conv2d_stack(
     return y.contiguous(memory_format=memory_format(x))  # also past a block without channels
 
 
+def global_pool(x: Tensor) -> Tensor:
+    """The tail's pooling: the mean over F, then its maximum over T plus its mean over T.
+
+    Args:
+        x: (N, C, T, F), T and F at least 1; dtypes and strides as for `sep_conv2d`.
+
+    Returns:
+        (N, C) in x's dtype, also under autocast.
+
+    Source: Kong et al., "PANNs: Large-Scale Pretrained Audio Neural Networks", 2020.
+    """
+    _check_input(x)
+    if 0 in x.shape[2:]:
+        raise ValueError(f"x must have at least one frame and one bin, got {tuple(x.shape)}")
+    return reference.global_pool(x) if select(x.device) == "reference" else ops.global_pool(x)
+
+
 def _plain(function: Callable[..., Tensor], x: Tensor, *args: Tensor | int | None) -> Tensor:
     """The reference, which under autocast must round where the kernels do and nowhere else."""
     if _autocasts(x.device.type):
@@ -169,8 +186,8 @@ def _checked_load(
         if not isinstance(affine, (tuple, list)) or len(affine) != 2:
             raise TypeError("affine must be a pair of tensors (scale, shift)")
         scale, shift = affine
-        _check_weight(x, "affine scale", scale, (x.shape[3],), "(F,)")
-        _check_weight(x, "affine shift", shift, (x.shape[3],), "(F,)")
+        _check_weight(x, "affine ", "scale", scale, (x.shape[3],), "(F,)")
+        _check_weight(x, "affine ", "shift", shift, (x.shape[3],), "(F,)")
     return scale, shift, None if stripes is None else _checked_stripes(x, stripes)
 
 
@@ -208,11 +225,11 @@ def _check_block(
         got = tuple(pointwise.shape) if isinstance(pointwise, Tensor) else type(pointwise).__name__
         raise ValueError(f"{where}pointwise must be a tensor of shape (Cout, Cin), got {got}")
     out = pointwise.shape[0]
-    _check_weight(x, f"{where}pointwise", pointwise, (out, channels), "(Cout, Cin)")
-    _check_weight(x, f"{where}time_taps", time_taps, (out, 3), "(Cout, 3)")
-    _check_weight(x, f"{where}freq_taps", freq_taps, (out, 3), "(Cout, 3)")
+    _check_weight(x, where, "pointwise", pointwise, (out, channels), "(Cout, Cin)")
+    _check_weight(x, where, "time_taps", time_taps, (out, 3), "(Cout, 3)")
+    _check_weight(x, where, "freq_taps", freq_taps, (out, 3), "(Cout, 3)")
     if bias is not None or needs_bias:
-        _check_weight(x, f"{where}bias", bias, (out,), "(Cout,)")
+        _check_weight(x, where, "bias", bias, (out,), "(Cout,)")
     for name, value in (("dilation", dilation), ("pool", pool)):
         if not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(f"{where}{name} must be an int, got {type(value).__name__}")
@@ -221,19 +238,25 @@ def _check_block(
 
 
 def _check_weight(
-    x: Tensor, name: str, w: Tensor | None, shape: tuple[int, ...], meaning: str
+    x: Tensor, where: str, name: str, w: Tensor | None, shape: tuple[int, ...], meaning: str
 ) -> None:
     if not isinstance(w, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(w).__name__}")
-    if tuple(w.shape) != shape:
-        raise ValueError(f"{name} must be {meaning} = {shape} here, got {tuple(w.shape)}")
+        raise TypeError(f"{where}{name} must be a tensor, got {type(w).__name__}")
+    if w.shape != shape:
+        raise ValueError(f"{where}{name} must be {meaning} = {shape} here, got {tuple(w.shape)}")
     if w.device != x.device:
-        raise ValueError(f"{name} is on {w.device} but x is on {x.device}: move one to the other")
-    casts = _autocasts(x.device.type) and all(
-        t.is_floating_point() and t.dtype != torch.float64 for t in (w, x)
+        raise ValueError(
+            f"{where}{name} is on {w.device} but x is on {x.device}: move one to the other"
+        )
+    if w.dtype != x.dtype and not _casts(w, x):
+        raise TypeError(f"{where}{name} is {w.dtype} but x is {x.dtype}: convert one to the other")
+
+
+def _casts(*tensors: Tensor) -> bool:
+    """Whether autocast gives the tensors one dtype."""
+    return _autocasts(tensors[0].device.type) and all(
+        t.is_floating_point() and t.dtype != torch.float64 for t in tensors
     )
-    if w.dtype != x.dtype and not casts:
-        raise TypeError(f"{name} is {w.dtype} but x is {x.dtype}: convert one to the other")
 
 
 def _checked_stripes(x: Tensor, stripes: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.amp.autocast_mode import _cast as cast
 from torch.library import Library
 
 from fastsep.backends import gpu_kernels, interpreted
-from fastsep.reference import load
+from fastsep.reference import global_pool, load
 
 _WEIGHTS = "Tensor x, Tensor pointwise, Tensor time_taps, Tensor freq_taps"
 _GRADIENTS = "(Tensor, Tensor, Tensor, Tensor, Tensor)"  # of x, pointwise, both taps and bias
@@ -32,6 +32,7 @@ library.define(
     "Tensor[] bias, int[] dilation, int[] pool, Tensor? scale, Tensor? shift, Tensor? stripes, "
     "bool bf16) -> Tensor"
 )
+library.define("global_pool(Tensor x) -> Tensor")
 ops = torch.ops.fastsep
 
 
@@ -77,6 +78,11 @@ def _(
     for p in pool:
         frames, bins = frames // p, bins // p
     return new_map(x, (x.shape[0], pointwise[-1].shape[0], frames, bins))
+
+
+@torch.library.register_fake("fastsep::global_pool", lib=library)
+def _(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[:2])
 
 
 def _fake_gradients(
@@ -180,6 +186,17 @@ def _stack(
 library.impl("sep_conv2d_stack", _stack, "Autograd")
 
 
+def _global_pool(x: Tensor) -> Tensor:
+    """With gradients in plain PyTorch, which knows them."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return global_pool(x)
+    with torch._C._AutoDispatchBelowAutograd():
+        return ops.global_pool(x)
+
+
+library.impl("global_pool", _global_pool, "Autograd")
+
+
 # Autocast: the floating inputs are cast to autocast's dtype, as those of a convolution are.
 
 
@@ -200,7 +217,9 @@ for _name in ("sep_conv2d", "sep_conv2d_block", "sep_conv2d_stack"):
     _register_autocast(_name, "cuda", "AutocastCUDA")
 
 
-# GPU kernels: Python that launches them, imported at the first call.
+# GPU kernels: Python that launches them, imported at the first call. The tail has none of its own.
+
+library.impl("global_pool", global_pool, "CUDA")
 
 
 def _register_launcher(name: str, key: str) -> None:

@@ -1,4 +1,4 @@
-"""The operator, the block and the stack in plain PyTorch: what every kernel must compute.
+"""The operator, the block, the stack and the tail in plain PyTorch: what every kernel must compute.
 
 Shapes: x (N, Cin, T, F); pointwise (Cout, Cin); time_taps and freq_taps (Cout, 3); bias (Cout,).
 Sizes may be zero. float16 and bfloat16 are computed in float32 and rounded once.
@@ -90,6 +90,12 @@ def load(x: Tensor, scale: Tensor | None, shift: Tensor | None, stripes: Tensor 
         columns = _inside(bin_, axis == 1, start, stop)[:, None, None, :]
         x = torch.where(rows | columns, 0, x)  # a product would keep NaN and inf
     return x
+
+
+def global_pool(x: Tensor) -> Tensor:
+    """Mean over F, then its maximum over T plus its mean over T: (N, C); T and F at least 1."""
+    rows = x.to(accumulator(x.dtype)).mean(dim=3)
+    return (rows.amax(dim=2) + rows.mean(dim=2)).to(x.dtype)
 
 
 def _inside(positions: Tensor, chosen: Tensor, start: Tensor, stop: Tensor) -> Tensor:

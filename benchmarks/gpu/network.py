@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from asc.augment import apply_stripes
 from asc.device import Precision
-from asc.eager import EagerTwin
+from asc.eager import EagerTwin, eager_pool
 from asc.evaluation import evaluate
 from asc.features import N_MELS
 from asc.model import Cnn6Sep
@@ -228,7 +228,7 @@ class TrainableTwin(nn.Module):
 
     def forward(self, logmel: Tensor) -> Tensor:
         x = self.network.bn0(logmel.transpose(1, 3)).transpose(1, 3)
-        return self.network.head(self.blocks(x))
+        return self.network.mlp(eager_pool(self.blocks(x)))
 
 
 class TrainableBlock(nn.Module):

@@ -50,6 +50,13 @@ struct Backward {
   int64_t strips, groups;
 };
 
+struct GlobalPool {
+  DType dtype;
+  int64_t channels, frames, bins;  // frames and bins at least 1
+  Map x;
+  void* y;  // (N, C), contiguous
+};
+
 // Each sweep packs its weights once, then runs work items that need a scratch buffer each.
 // All buffers are aligned to 64 bytes.
 struct Kernels {
@@ -71,6 +78,8 @@ struct Kernels {
   void (*backward_run)(const Backward&, const void* weights, void* scratch, void* partial,
                        int64_t group);
   void (*backward_reduce)(const Backward&, const void* partials);
+
+  void (*global_pool)(const GlobalPool&, int64_t clip);
 };
 
 const Kernels& kernels_avx512bf16();

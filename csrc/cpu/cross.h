@@ -82,19 +82,53 @@ void pooled_cross(const T* packed_taps, int64_t groups, const Cross<T>* rows, in
     for (int64_t f = 0; f < bins_out; ++f) {
       Vec<T> sum = {};
       for (int64_t i = 0; i < p; ++i) {
+        Vec<T> of_row = {};
         for (int64_t k = 0; k < p; ++k) {
           Vec<T> value = taps.apply(rows[i], g * z_stride + (f * p + k) * L);
           if (rectify) value = relu<T>(value);
-          sum = i + k == 0 ? value : sum + value;
+          of_row = k == 0 ? value : of_row + value;
         }
+        sum = i == 0 ? of_row : sum + of_row;
       }
       store(y + f * L, sum);
     }
   }
 }
 
-// The same for NV groups of a block with one input channel, straight from its rows of scalars: each
-// is read once for all groups.
+// pooled_cross for two rows at once of a block with dilation 2 and pooling 2, to the same bits:
+// they share half of the rows of z that each reads, and those come from the second cache. rows: the
+// eight of z that the four rows of the cross reach; the second output row is y_row elements on.
+template <class T>
+void pooled_cross_pair(const T* packed_taps, int64_t groups, const T* const* rows, int64_t z_stride,
+                       int64_t bins_out, T* y, int64_t y_stride, int64_t y_row) {
+  constexpr int64_t L = kLanes<T>;
+  for (int64_t g = 0; g < groups; ++g, packed_taps += Taps<T>::kSize, y += y_stride) {
+    const Taps<T> taps = Taps<T>::read(packed_taps);
+    const T* z[8];
+    for (int i = 0; i < 8; ++i) z[i] = rows[i] + g * z_stride;
+    for (int64_t f = 0; f < bins_out; ++f) {
+#pragma GCC unroll 2
+      for (int row = 0; row < 2; ++row) {
+        Vec<T> value[4];
+#pragma GCC unroll 4
+        for (int n = 0; n < 4; ++n) {
+          const int t = 2 * row + n / 2;
+          const int64_t at = (2 * f + n % 2) * L;
+          Vec<T> v = taps.bias + taps.centre * load(z[t + 2] + at);
+          v += taps.up * load(z[t] + at);
+          v += taps.left * load(z[t + 2] + at - 2 * L);
+          v += taps.right * load(z[t + 2] + at + 2 * L);
+          v += taps.down * load(z[t + 4] + at);
+          value[n] = relu<T>(v);
+        }
+        store(y + row * y_row + f * L, (value[0] + value[1]) + (value[2] + value[3]));
+      }
+    }
+  }
+}
+
+// pooled_cross for NV groups of a block with one input channel, straight from its rows of scalars:
+// each is read once for all groups.
 template <class T, int P, bool rectify, int NV>
 void pooled_direct(const T* packed_taps, const Cross<T>* rows, int64_t pool, int64_t bins_out, T* y,
                    int64_t y_stride) {

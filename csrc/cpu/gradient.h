@@ -33,8 +33,8 @@ class Gradient {
     const Block& block = job.block;
     const Packed packed(bump, block);
     const S* p = static_cast<const S*>(block.pointwise);
-    packed.forward.pack([&](int64_t o, int64_t i) { return widen(p[o * block.in + i]); });
-    packed.backward.pack([&](int64_t o, int64_t i) { return widen(p[i * block.in + o]); });
+    packed.forward.pack(p, block.in, 1);
+    packed.backward.pack(p, 1, block.in);
     Taps<T>::template pack<S>(block, packed.taps, [](int64_t) { return T(1); });
     Taps<T>::flip(packed.taps, ceil_div(block.out, L), packed.flipped);
   }

@@ -33,21 +33,25 @@ class Inference {
           reach_t(least(b.dilation, t)),
           reach_f(least(b.dilation, f)),
           direct(b.in == 1),
+          batch(!direct && b.relu && b.pool == 2 && reach_t == 2 && reach_f == 2 ? 2 : 1),
           packed(weights, b),
-          z(scratch, least(b.pool + 2 * reach_t, t), direct ? 1 : b.out, f, t, reach_f,
+          z(scratch, least(batch * b.pool + 2 * reach_t, t), direct ? 1 : b.out, f, t, reach_f,
             direct ? 1 : L),
           pairs(scratch.take<uint32_t>(dot ? row_size<T>(b.in, f) : 0)),
-          y(scratch.take<T>(row_size<T>(b.out, bins_out))),
+          y_size(row_size<T>(b.out, bins_out)),
+          y(scratch.take<T>(batch * y_size)),
           window(scratch.take<Cross<T>>(b.pool)) {}
 
     Block block;
     int64_t frames, bins, frames_out, bins_out;
     int64_t reach_t, reach_f;  // dilation, but never past the map
     bool direct;               // one input channel: the cross reads x itself and there is no z
+    int64_t batch;             // how many pooled rows are finished at once, if there are as many
     Packed packed;
-    Ring<T> z;         // or of x, if direct
-    uint32_t* pairs;   // the row to project, if dot
-    T* y;              // the finished row, blocked, no padding
+    Ring<T> z;        // or of x, if direct
+    uint32_t* pairs;  // the row to project, if dot
+    int64_t y_size;
+    T* y;              // the finished rows, blocked, no padding
     Cross<T>* window;  // the crosses of one pooled row
 
     int64_t begin = 0, end = 0;  // input rows of this strip
@@ -74,16 +78,16 @@ class Inference {
       const Block& block = job.blocks[i];
       const Packed packed(bump, block);
       const S* p = static_cast<const S*>(block.pointwise);
-      packed.panels.pack([&](int64_t o, int64_t k) {
-        if constexpr (!dot) {
-          return widen(p[o * block.in + k]);
-        } else {
+      if constexpr (dot) {
+        packed.panels.pack_each([&](int64_t o, int64_t k) {
           BFloat16 low, high = {0};
           narrow(widen(p[o * block.in + 2 * k]), low);
           if (2 * k + 1 < block.in) narrow(widen(p[o * block.in + 2 * k + 1]), high);
           return float_of(uint32_t{high.bits} << 16 | low.bits);
-        }
-      });
+        });
+      } else {
+        packed.panels.pack(p, block.in, 1);
+      }
       // A lone input channel's pointwise weights go into the taps, and so does what the sum over a
       // pooling window is divided by.
       Taps<T>::template pack<S>(
@@ -103,7 +107,7 @@ class Inference {
     Bump packed(const_cast<void*>(weights)), bump(scratch);
     Inference sweep(job, packed, bump);
     if (seams != nullptr) {
-      sweep.plan_together(seams, clip, strip);
+      sweep.plan_together(seams, strip);
     } else {
       sweep.plan_alone(strip);
     }
@@ -119,8 +123,7 @@ class Inference {
   static void clear_seams(const Forward& job, void* seams) {
     Bump weights(nullptr), scratch(nullptr), bump(seams);
     Inference(job, weights, scratch)
-        .each_seam(bump,
-                   [](int64_t, int64_t, int64_t, int64_t, const Seam<T>& seam) { seam.clear(); });
+        .each_seam(bump, [](int64_t, int64_t, int64_t, const Seam<T>& seam) { seam.clear(); });
   }
 
   // A strip has to have all rows that its neighbours reach, in every block.
@@ -157,8 +160,8 @@ class Inference {
     }
   }
 
-  // All seams, in the order of their buffer: f(seam's number, stage, clip's parity, the side that
-  // gives, seam). Neighbours may be a clip apart, so that each parity has a buffer of its own.
+  // All seams, in the order of their buffer: f(number of the strip above, stage, whether that strip
+  // is the one that gives, seam).
   template <class F>
   void each_seam(Bump& bump, F f) const {
     Bump none(nullptr);
@@ -167,11 +170,9 @@ class Inference {
       for (int64_t i = 0; i < job_.num_blocks; ++i) {
         const Stage stage(job_.blocks[i], frames, bins, none, none);
         const int64_t pool = stage.block.pool, centre = at / pool * pool;
-        for (int64_t parity = 0; parity < 2; ++parity) {
-          const int64_t size = stage.z.row_size();
-          f(k, i, parity, 0, Seam<T>(bump, centre - stage.reach_t, at, size));
-          f(k, i, parity, 1, Seam<T>(bump, at, least(centre + stage.reach_t, frames), size));
-        }
+        const int64_t size = stage.z.row_size();
+        f(k, i, 0, Seam<T>(bump, centre - stage.reach_t, at, size));
+        f(k, i, 1, Seam<T>(bump, at, least(centre + stage.reach_t, frames), size));
         frames = stage.frames_out;
         bins = stage.bins_out;
         at /= pool;
@@ -181,7 +182,7 @@ class Inference {
 
   // Strips that run at the same time cut every map at the same place, give each other the rows
   // next to the cuts, and run towards and away from them in turns.
-  void plan_together(void* seams, int64_t clip, int64_t strip) {
+  void plan_together(void* seams, int64_t strip) {
     int64_t first = job_.frames * strip / job_.strips;
     int64_t stop = job_.frames * (strip + 1) / job_.strips;
     step_ = strip % 2 == 0 ? 1 : -1;
@@ -195,10 +196,11 @@ class Inference {
       stages_[i].next = step_ > 0 ? first : stop - 1;
     }
     Bump bump(seams);
-    each_seam(bump, [&](int64_t k, int64_t i, int64_t parity, int64_t side, const Seam<T>& seam) {
-      if (parity != clip % 2 || (k != strip && k != strip + 1)) return;
+    each_seam(bump, [&](int64_t k, int64_t i, int64_t above_gives, const Seam<T>& seam) {
+      if (k != strip && k != strip + 1) return;
       auto& own = stages_[i].seams[k - strip];
-      (side == k - strip ? own.take : own.give) = seam;
+      const bool above = k == strip;
+      (above == (above_gives == 1) ? own.give : own.take) = seam;
     });
   }
 
@@ -240,7 +242,7 @@ class Inference {
       }
     }
     for (int64_t i = 0; i < job_.num_blocks; ++i) {
-      if (stages_[i].left > 0) cross_seam(i, n, step_ > 0 ? 1 : 0, true);
+      cross_seam(i, n, step_ > 0 ? 1 : 0, true);
     }
   }
 
@@ -248,14 +250,14 @@ class Inference {
   void cross_seam(int64_t index, int64_t n, int64_t side, bool at_end) {
     const Stage& stage = stages_[index];
     const Seam<T>& seam = stage.seams[side].take;
-    const int64_t rows = seam.stop() - seam.begin();
-    if (rows == 0) return;
-    seam.await(n);
-    for (int64_t i = 0; i < rows; ++i) {
+    if (seam.rows() == 0) return;
+    seam.await_given(n + 1);
+    for (int64_t i = 0; i < seam.rows(); ++i) {
       const int64_t t = step_ > 0 ? seam.begin() + i : seam.stop() - 1 - i;
       seam.take(t, stage.z.row(t));
       if (at_end) finish_until(index, n, t);
     }
+    seam.announce_taken(n + 1);
   }
 
   // The per-bin affine, then the stripes: masked values become 0 whatever they were.
@@ -302,8 +304,9 @@ class Inference {
     }
     for (auto& seam : stage.seams) {
       if (!seam.give.holds(t)) continue;
+      if (seam.given == 0) seam.give.await_taken(n);
       seam.give.give(t, stage.z.row(t));
-      if (++seam.given == seam.give.stop() - seam.give.begin()) seam.give.announce(n);
+      if (++seam.given == seam.give.rows()) seam.give.announce_given(n + 1);
     }
     finish_until(index, n, t);
   }
@@ -313,27 +316,41 @@ class Inference {
     Stage& stage = stages_[index];
     const int64_t pool = stage.block.pool;
     while (stage.left > 0) {
-      const int64_t q = stage.next;
-      if (step_ > 0 ? least(q * pool + pool - 1 + stage.reach_t, stage.frames - 1) > t
-                    : most(q * pool - stage.reach_t, 0) < t) {
+      const int64_t count = least(stage.batch, stage.left);
+      const int64_t first = step_ > 0 ? stage.next : stage.next - count + 1;
+      if (step_ > 0 ? least((first + count) * pool - 1 + stage.reach_t, stage.frames - 1) > t
+                    : most(first * pool - stage.reach_t, 0) < t) {
         return;
       }
       if (stage.fresh) cross_seam(index, n, step_ > 0 ? 0 : 1, false);
       stage.fresh = false;
-      stage.next += step_;
-      --stage.left;
-      finish(stage, q);
+      stage.next += count * step_;
+      stage.left -= count;
+      finish(stage, first, count);
       const int64_t stride = blocked_stride<T>(stage.bins_out);
-      if (index + 1 < job_.num_blocks) {
-        push(index + 1, n, q, Blocked<T>{stage.y, stride});
-      } else {
-        store_blocked<S>(stage.y, stride, job_.y, n, q, stage.block.out, stage.bins_out);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t row = step_ > 0 ? i : count - 1 - i;
+        const T* y = stage.y + row * stage.y_size;
+        if (index + 1 < job_.num_blocks) {
+          push(index + 1, n, first + row, Blocked<T>{y, stride});
+        } else {
+          store_blocked<S>(y, stride, job_.y, n, first + row, stage.block.out, stage.bins_out);
+        }
       }
     }
   }
 
-  void finish(const Stage& stage, int64_t q) {
+  // Pooled rows q to q + count - 1.
+  void finish(const Stage& stage, int64_t q, int64_t count) {
     const int64_t pool = stage.block.pool, d = stage.reach_t;
+    if (count == 2) {
+      const T* rows[8];
+      for (int64_t i = 0; i < 8; ++i) rows[i] = stage.z[2 * q - 2 + i];
+      pooled_cross_pair<T>(stage.packed.taps, ceil_div(stage.block.out, L), rows,
+                           stage.z.group_stride(), stage.bins_out, stage.y,
+                           blocked_stride<T>(stage.bins_out), stage.y_size);
+      return;
+    }
     for (int64_t i = 0; i < pool; ++i) {
       const int64_t t = q * pool + i;
       stage.window[i] = {stage.z[t - d], stage.z[t], stage.z[t + d],

@@ -38,28 +38,44 @@ FASTSEP_INLINE void with_count(int64_t count, F f) {
 
 // Weights (out, in) packed as panels of up to kTileVectors vectors of output channels: [in][NV][L].
 template <class T>
-struct Panels {
+class Panels {
+ public:
   T* base;
   int64_t in, out;
 
   static int64_t size(int64_t in, int64_t out) { return in * ceil_div(out, kLanes<T>) * kLanes<T>; }
 
+  // Of weights o * out_stride + i * in_stride elements on, from input channel i to output channel
+  // o.
+  template <class S>
+  void pack(const S* weights, int64_t out_stride, int64_t in_stride) const {
+    const Map map{const_cast<S*>(weights), 0, out_stride, 0, in_stride};
+    each_group([&](int64_t first, int64_t lanes, T* to, int64_t width) {
+      Map group = map;
+      group.data = const_cast<S*>(weights) + first * out_stride;
+      load_blocked<S, T>(group, 0, 0, lanes, in, to, 0, width);
+    });
+  }
+
   // element(o, i) is the weight from input channel i to output channel o.
   template <class Element>
-  void pack(Element element) const {
-    constexpr int64_t L = kLanes<T>;
-    T* panel = base;
-    for (int64_t first = 0; first < out; first += kTileVectors * L) {
-      const int64_t width = least(kTileVectors * L, ceil_div(out - first, L) * L);
-      // A few inputs at a time, so that the lines they are read from and written to stay in cache.
-      for (int64_t i0 = 0; i0 < in; i0 += L) {
-        for (int64_t o = 0; o < width; ++o) {
-          for (int64_t i = i0; i < least(i0 + L, in); ++i) {
-            panel[i * width + o] = first + o < out ? element(first + o, i) : T(0);
-          }
-        }
+  void pack_each(Element element) const {
+    each_group([&](int64_t first, int64_t lanes, T* to, int64_t width) {
+      for (int64_t i = 0; i < in; ++i, to += width) {
+        for (int64_t l = 0; l < kLanes<T>; ++l) to[l] = l < lanes ? element(first + l, i) : T(0);
       }
-      panel += in * width;
+    });
+  }
+
+ private:
+  // f(first output of a group, outputs in it, its place, distance between inputs there)
+  template <class F>
+  void each_group(F f) const {
+    constexpr int64_t L = kLanes<T>;
+    for (int64_t first = 0; first < out; first += L) {
+      const int64_t panel = first - first % (kTileVectors * L);
+      const int64_t width = least(kTileVectors * L, ceil_div(out - panel, L) * L);
+      f(first, least(L, out - first), base + panel * in + first - panel, width);
     }
   }
 };

@@ -125,10 +125,10 @@ void load_planar(const Map& map, int64_t n, int64_t t, int64_t channels, int64_t
   }
 }
 
-// Lanes beyond the last channel become 0.
+// Lanes beyond the last channel become 0. step: distance between positions.
 template <class S, class T = Compute<S>>
 void load_blocked(const Map& map, int64_t n, int64_t t, int64_t channels, int64_t bins, T* row,
-                  int64_t group_stride) {
+                  int64_t group_stride, int64_t step = kLanes<T>) {
   constexpr int64_t L = kLanes<T>;
   const S* source = row_of<S>(map, n, t);
   for (int64_t c = 0; c < channels; c += L, row += group_stride, source += L * map.c) {
@@ -139,14 +139,14 @@ void load_blocked(const Map& map, int64_t n, int64_t t, int64_t channels, int64_
         Vec<T> square[L];
         for (int64_t l = 0; l < L; ++l) square[l] = load_as<S>(source + l * map.c + f);
         transpose<T>(square);
-        for (int64_t i = 0; i < L; ++i) store(row + (f + i) * L, square[i]);
+        for (int64_t i = 0; i < L; ++i) store(row + (f + i) * step, square[i]);
       }
     }
     for (; map.c == 1 && lanes == L && f < bins; ++f)
-      store(row + f * L, load_as<S>(source + f * map.f));
+      store(row + f * step, load_as<S>(source + f * map.f));
     for (; f < bins; ++f) {
-      for (int64_t l = 0; l < lanes; ++l) row[f * L + l] = widen(source[l * map.c + f * map.f]);
-      for (int64_t l = lanes; l < L; ++l) row[f * L + l] = 0;
+      for (int64_t l = 0; l < lanes; ++l) row[f * step + l] = widen(source[l * map.c + f * map.f]);
+      for (int64_t l = lanes; l < L; ++l) row[f * step + l] = 0;
     }
   }
 }

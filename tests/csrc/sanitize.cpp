@@ -1,9 +1,11 @@
 // Runs every kernel on awkward shapes with buffers of exactly the right size, for a build with
-// -fsanitize=address,undefined to watch. Usage: sanitize SEED
+// -fsanitize=address,undefined or -fsanitize=thread to watch, and checks that strips of time that
+// run together give the bits of whole clips. Usage: sanitize SEED
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "../../csrc/cpu/kernels.h"
@@ -18,6 +20,14 @@ int64_t draw(int64_t low, int64_t high) {
   return std::uniform_int_distribution<int64_t>(low, high)(generator);
 }
 
+int together = 0;
+
+void check(bool same, const char* what) {
+  if (same) return;
+  std::fprintf(stderr, "%s differ from whole clips\n", what);
+  std::abort();
+}
+
 // Exactly `bytes` bytes: an access one past the end is an error, not slack.
 struct Buffer {
   explicit Buffer(size_t bytes) {
@@ -30,12 +40,28 @@ struct Buffer {
   void* data = nullptr;
 };
 
+// Ordinary numbers of the dtype of this size; for two bytes, of both.
+void fill(const Buffer& buffer, size_t bytes, size_t size) {
+  std::uniform_real_distribution<double> number(-1, 1);
+  for (size_t i = 0; i < bytes / size; ++i) {
+    if (size == 8) {
+      static_cast<double*>(buffer.data)[i] = number(generator);
+    } else if (size == 4) {
+      static_cast<float*>(buffer.data)[i] = float(number(generator));
+    } else {
+      static_cast<uint16_t*>(buffer.data)[i] = uint16_t(draw(0x3000, 0x3fff));
+    }
+  }
+}
+
 struct Tensor {
   Tensor(size_t size, int64_t n, int64_t c, int64_t t, int64_t f, bool channels_last)
-      : buffer(size_t(n * c * t * f) * size) {
+      : bytes(size_t(n * c * t * f) * size), buffer(bytes) {
+    fill(buffer, bytes, size);
     map = channels_last ? Map{buffer.data, t * f * c, 1, f * c, c}
                         : Map{buffer.data, c * t * f, t * f, f, 1};
   }
+  size_t bytes;
   Buffer buffer;
   Map map;
 };
@@ -45,14 +71,37 @@ struct Weights {
       : pointwise(size_t(in * out) * size),
         time(size_t(3 * out) * size),
         freq(size_t(3 * out) * size),
-        bias(size_t(out) * size) {}
+        bias(size_t(out) * size) {
+    fill(pointwise, size_t(in * out) * size, size);
+    fill(time, size_t(3 * out) * size, size);
+    fill(freq, size_t(3 * out) * size, size);
+    fill(bias, size_t(out) * size, size);
+  }
   Buffer pointwise, time, freq, bias;
 };
 
 size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
+// All strips at the same time, each through all clips.
+void run_together(const Kernels& k, const Forward& job, const void* weights) {
+  const Buffer seams(padded(k.forward_seams_bytes(job)));
+  k.forward_clear_seams(job, seams.data);
+  std::vector<std::thread> threads;
+  for (int64_t strip = 0; strip < job.strips; ++strip) {
+    threads.emplace_back([&, strip] {
+      const Buffer scratch(padded(k.forward_scratch_bytes(job)));
+      for (int64_t clip = 0; clip < job.clips; ++clip) {
+        k.forward_run(job, weights, scratch.data, seams.data, clip, strip);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
 void forward(const Kernels& k, DType dtype, size_t size) {
-  const int64_t n = draw(1, 3), t = draw(1, 20), f = draw(1, 40);
+  const bool is_long = draw(0, 2) == 0;
+  const int64_t n = draw(1, 3), t = is_long ? draw(20, 150) : draw(1, 20);
+  const int64_t f = is_long ? draw(1, 12) : draw(1, 40);
   const bool single = draw(0, 1) == 0;
   std::vector<Weights> weights;
   std::vector<Block> blocks;
@@ -80,10 +129,27 @@ void forward(const Kernels& k, DType dtype, size_t size) {
       scale.data, shift.data, all.data(), 4, draw(0, 1) == 1, draw(1, frames)};
   const Buffer packed(padded(k.forward_weights_bytes(job)));
   k.forward_pack(job, packed.data);
-  for (int64_t item = 0; item < n * job.strips; ++item) {
-    const Buffer scratch(padded(k.forward_scratch_bytes(job)));
-    k.forward_run(job, packed.data, scratch.data, item);
-  }
+  const auto run_alone = [&] {
+    for (int64_t clip = 0; clip < n; ++clip) {
+      for (int64_t strip = 0; strip < job.strips; ++strip) {
+        const Buffer scratch(padded(k.forward_scratch_bytes(job)));
+        k.forward_run(job, packed.data, scratch.data, nullptr, clip, strip);
+      }
+    }
+    std::vector<char> bytes(y.bytes);
+    std::memcpy(bytes.data(), y.buffer.data, y.bytes);
+    return bytes;
+  };
+  const std::vector<char> in_strips = run_alone();
+  job.strips = 1;
+  const std::vector<char> whole = run_alone();
+  check(in_strips == whole, "strips alone");
+  job.strips = k.forward_strips(job, draw(2, 5));
+  if (job.strips == 1) return;
+  std::memset(y.buffer.data, 0, y.bytes);
+  run_together(k, job, packed.data);
+  check(std::memcmp(y.buffer.data, whole.data(), y.bytes) == 0, "strips together");
+  ++together;
 }
 
 void backward(const Kernels& k, DType dtype, size_t size) {
@@ -151,5 +217,5 @@ int main(int, char** argv) {
       }
     }
   }
-  std::printf("%d runs\n", runs);
+  std::printf("%d in strips together, %d runs\n", together, runs);
 }

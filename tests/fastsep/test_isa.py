@@ -165,15 +165,19 @@ def test_any_number_of_threads_gives_the_same_bits(
     leaves = [t.requires_grad_() for t in (x, *first)]
     stripes = torch.tensor([[[0, 30, 41]]], dtype=torch.int32).expand(clips, 1, 3)
     blocks = [fastsep.BlockParameters(*first), fastsep.BlockParameters(*second, 1, 3)]
+    widths = ((1, 17), (17, 20), (20, 9))
+    network = [fastsep.BlockParameters(*weights(*pair, dtype, 3)) for pair in widths]
+    logmel = random(clips, 1, 203, 24, dtype=dtype)
     results = []
-    for count in (1, 2, 5):
+    for count in (1, 2, 3, 5):
         threads(count)
         conv = fastsep.sep_conv2d(*leaves)
         block = fastsep.sep_conv2d_block(*leaves, dilation=3)
         with torch.no_grad():
             stack = fastsep.sep_conv2d_stack(x, blocks, stripes=stripes)
+            deep = fastsep.sep_conv2d_stack(logmel, network, stripes=stripes)
         gradients = torch.autograd.grad((conv.float().sin().sum() + block.float().sum()), leaves)
-        results.append([conv, block, stack, *gradients])
+        results.append([conv, block, stack, deep, *gradients])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 

@@ -128,10 +128,10 @@ void pooled_cross_pair(const T* packed_taps, int64_t groups, const T* const* row
 }
 
 // pooled_cross for NV groups of a block with one input channel, straight from its rows of scalars:
-// each is read once for all groups.
-template <class T, int P, bool rectify, int NV>
+// each is read once for all groups. between() is called after every output.
+template <class T, int P, bool rectify, int NV, class Between>
 void pooled_direct(const T* packed_taps, const Cross<T>* rows, int64_t pool, int64_t bins_out, T* y,
-                   int64_t y_stride) {
+                   int64_t y_stride, Between between) {
   constexpr int64_t L = kLanes<T>;
   Taps<T> taps[NV];
   for (int j = 0; j < NV; ++j) taps[j] = Taps<T>::read(packed_taps + j * Taps<T>::kSize);
@@ -157,6 +157,7 @@ void pooled_direct(const T* packed_taps, const Cross<T>* rows, int64_t pool, int
     }
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) store(y + j * y_stride + f * L, sum[j]);
+    between();
   }
 }
 

@@ -133,7 +133,7 @@ class Gradient {
         correlate(x, job_.block.in, dz_, stride_, job_.block.out, job_.bins, d_pointwise_);
       });
       if (job_.dx.data != nullptr) {
-        project(Blocked<T>{dz_, stride_}, job_.bins, packed_.backward, dx_, stride_);
+        project(Blocked<T>{dz_, stride_}, job_.bins, packed_.backward, dx_, stride_, [] {});
         store_blocked<S>(dx_, stride_, job_.dx, n_, t, job_.block.in, job_.bins);
       }
     }
@@ -151,7 +151,9 @@ class Gradient {
   }
 
   void project_z(int64_t t) {
-    with_x(t, [&](auto x) { project(x, job_.bins, packed_.forward, z_[t], z_.group_stride()); });
+    with_x(t, [&](auto x) {
+      project(x, job_.bins, packed_.forward, z_[t], z_.group_stride(), [] {});
+    });
   }
 
   // The gradient before ReLU and pooling, and what it adds to the taps' and the bias's gradients.

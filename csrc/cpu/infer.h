@@ -42,6 +42,13 @@ class Inference {
           y(scratch.take<T>(batch * y_size)),
           window(scratch.take<Cross<T>>(b.pool)) {}
 
+    // How often the work on one row of input or output stops to look ahead.
+    int64_t steps_in() const {
+      return direct ? 0 : panels() * ceil_div(bins, kTileRows) * (packed.panels.in / 16);
+    }
+    int64_t steps_out() const { return direct ? panels() * bins_out : block.pool * steps_in(); }
+    int64_t panels() const { return ceil_div(block.out, kTileVectors * L); }
+
     Block block;
     int64_t frames, bins, frames_out, bins_out;
     int64_t reach_t, reach_f;  // dilation, but never past the map
@@ -226,8 +233,13 @@ class Inference {
     for (int64_t i = 0; i < job_.num_blocks; ++i) stages_[i].z.clear();
     const Stage& first = stages_[0];
     const bool planar = first.direct || (job_.x.c != 1 && !dot);
+    look_ahead(n);
     for (int64_t i = 0; i < first.end - first.begin; ++i) {
       const int64_t t = step_ > 0 ? first.begin + i : first.end - 1 - i;
+      x_ahead_ = i + 1 == first.end - first.begin
+                     ? Ahead()
+                     : Ahead::rows<S>(job_.x, n, t + step_, 1, first.block.in, job_.bins,
+                                      first.steps_in());
       if (planar) {
         const int64_t stride = planar_stride<T>(job_.bins);
         load_planar<S>(job_.x, n, t, first.block.in, job_.bins, x_);
@@ -292,15 +304,19 @@ class Inference {
   template <class Row>
   void push(int64_t index, int64_t n, int64_t t, Row row) {
     Stage& stage = stages_[index];
+    const auto ahead = [&, first = index == 0, last = index + 1 == job_.num_blocks] {
+      if (first) x_ahead_.step();
+      if (last) y_ahead_.step();
+    };
     if (stage.direct) {
       T* x = stage.z[t];
       for (int64_t f = 0; f < stage.bins; ++f) x[f] = row.at(f, 0);
     } else if constexpr (dot && std::is_same_v<Row, Blocked<T>>) {
       round_to_pairs(row, stage.block.in, stage.bins, stage.pairs);
       project(BlockedPairs{stage.pairs, pairs_stride(stage.bins)}, stage.bins, stage.packed.panels,
-              stage.z[t], stage.z.group_stride());
+              stage.z[t], stage.z.group_stride(), ahead);
     } else {
-      project(row, stage.bins, stage.packed.panels, stage.z[t], stage.z.group_stride());
+      project(row, stage.bins, stage.packed.panels, stage.z[t], stage.z.group_stride(), ahead);
     }
     for (auto& seam : stage.seams) {
       if (!seam.give.holds(t)) continue;
@@ -337,7 +353,18 @@ class Inference {
           store_blocked<S>(y, stride, job_.y, n, first + row, stage.block.out, stage.bins_out);
         }
       }
+      if (index + 1 == job_.num_blocks) look_ahead(n);
     }
+  }
+
+  // To the pooled rows that the last block will finish next.
+  void look_ahead(int64_t n) {
+    const Stage& last = stages_[job_.num_blocks - 1];
+    const int64_t count = least(last.batch, last.left);
+    if (count == 0) return;
+    const int64_t steps = count * last.steps_out();
+    y_ahead_ = Ahead::rows<S>(job_.y, n, step_ > 0 ? last.next : last.next - count + 1, count,
+                              last.block.out, last.bins_out, steps);
   }
 
   // Pooled rows q to q + count - 1.
@@ -372,11 +399,14 @@ class Inference {
     const int64_t groups = ceil_div(stage.block.out, L), stride = blocked_stride<T>(stage.bins_out);
     const int64_t pool = stage.block.pool;
     if (stage.direct) {
+      const bool last = &stage == stages_ + job_.num_blocks - 1;
       for (int64_t g = 0; g < groups; g += kTileVectors) {
         with_count<kTileVectors>(least(kTileVectors, groups - g), [&](auto nv) {
           pooled_direct<T, P, rectify, decltype(nv)::value>(stage.packed.taps + g * Taps<T>::kSize,
                                                             stage.window, pool, stage.bins_out,
-                                                            stage.y + g * stride, stride);
+                                                            stage.y + g * stride, stride, [&] {
+                                                              if (last) y_ahead_.step();
+                                                            });
         });
       }
       return;
@@ -389,6 +419,7 @@ class Inference {
   Stage* stages_;
   T* x_;
   int64_t step_ = 1;  // along time
+  Ahead x_ahead_, y_ahead_;
 };
 
 }  // namespace fastsep::FASTSEP_ISA

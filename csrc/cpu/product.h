@@ -80,8 +80,9 @@ class Panels {
   }
 };
 
-template <class T, class Row>
-void project(Row x, int64_t bins, Panels<T> weights, T* z, int64_t group_stride) {
+// between() is called after every Row::kGroup of input channels in each tile.
+template <class T, class Row, class Between>
+void project(Row x, int64_t bins, Panels<T> weights, T* z, int64_t group_stride, Between between) {
   constexpr int64_t L = kLanes<T>;
   const T* panel = weights.base;
   int64_t groups = ceil_div(weights.out, L);
@@ -96,10 +97,13 @@ void project(Row x, int64_t bins, Panels<T> weights, T* z, int64_t group_stride)
           constexpr int M = decltype(m)::value;
           Tile<T, M, NV> tile;
           const T* w = panel;
-          x.from(f).each_channel(weights.in, [&](const auto* p) __attribute__((always_inline)) {
-            tile.add([&](int i) { return p[i * Row::kStep]; }, w, L);
-            w += NV * L;
-          });
+          x.from(f).each_channel(
+              weights.in,
+              [&](const auto* p) __attribute__((always_inline)) {
+                tile.add([&](int i) { return p[i * Row::kStep]; }, w, L);
+                w += NV * L;
+              },
+              between);
 #pragma GCC unroll 4
           for (int j = 0; j < NV; ++j) {
 #pragma GCC unroll 6

@@ -7,16 +7,21 @@
 namespace fastsep::FASTSEP_ISA {
 
 // Rows as the products read them, scalar by scalar: each_channel calls f(p) for one channel after
-// the other, with p[i * kStep] the scalar at position i.
+// the other, with p[i * kStep] the scalar at position i, and between() after every kGroup of them.
 template <class T>
 struct Planar {
-  static constexpr int64_t kStep = 1;
+  static constexpr int64_t kStep = 1, kGroup = 16;
   const T* base;
   int64_t channel_stride;
-  template <class F>
-  FASTSEP_INLINE void each_channel(int64_t channels, F f) const {
+  template <class F, class Between>
+  FASTSEP_INLINE void each_channel(int64_t channels, F f, Between between) const {
     const T* p = base;
-    for (int64_t c = 0; c < channels; ++c, p += channel_stride) f(p);
+    for (; channels >= kGroup; channels -= kGroup) {
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < kGroup; ++i, p += channel_stride) f(p);
+      between();
+    }
+    for (int64_t i = 0; i < channels; ++i, p += channel_stride) f(p);
   }
   FASTSEP_INLINE T at(int64_t position, int64_t channel) const {
     return base[channel * channel_stride + position];
@@ -25,23 +30,25 @@ struct Planar {
 };
 
 // Groups of `width` channels side by side.
-template <class S, int64_t width, class F>
-FASTSEP_INLINE void each_in_groups(const S* base, int64_t group_stride, int64_t channels, F f) {
+template <class S, int64_t width, class F, class Between>
+FASTSEP_INLINE void each_in_groups(const S* base, int64_t group_stride, int64_t channels, F f,
+                                   Between between) {
   for (; channels >= width; channels -= width, base += group_stride) {
 #pragma GCC unroll 16
     for (int64_t i = 0; i < width; ++i) f(base + i);
+    between();
   }
   for (int64_t i = 0; i < channels; ++i) f(base + i);
 }
 
 template <class T>
 struct Blocked {
-  static constexpr int64_t kStep = kLanes<T>;
+  static constexpr int64_t kStep = kLanes<T>, kGroup = kStep;
   const T* base;
   int64_t group_stride;
-  template <class F>
-  FASTSEP_INLINE void each_channel(int64_t channels, F f) const {
-    each_in_groups<T, kStep>(base, group_stride, channels, f);
+  template <class F, class Between>
+  FASTSEP_INLINE void each_channel(int64_t channels, F f, Between between) const {
+    each_in_groups<T, kStep>(base, group_stride, channels, f, between);
   }
   FASTSEP_INLINE T at(int64_t position, int64_t channel) const {
     constexpr int64_t L = kLanes<T>;
@@ -54,12 +61,12 @@ struct Blocked {
 
 // A blocked row in bfloat16, read two neighbouring channels at a time.
 struct BlockedPairs {
-  static constexpr int64_t kStep = kLanes<float> / 2;
+  static constexpr int64_t kStep = kLanes<float> / 2, kGroup = kStep;
   const uint32_t* base;
   int64_t group_stride;
-  template <class F>
-  FASTSEP_INLINE void each_channel(int64_t pairs, F f) const {
-    each_in_groups<uint32_t, kStep>(base, group_stride, pairs, f);
+  template <class F, class Between>
+  FASTSEP_INLINE void each_channel(int64_t pairs, F f, Between between) const {
+    each_in_groups<uint32_t, kStep>(base, group_stride, pairs, f, between);
   }
   FASTSEP_INLINE BlockedPairs from(int64_t position) const {
     return {base + position * kStep, group_stride};
@@ -116,9 +123,6 @@ void load_planar(const Map& map, int64_t n, int64_t t, int64_t channels, int64_t
     T* to = row + c * planar_stride<T>(bins);
     if (map.f == 1) {
       for (int64_t f = 0; f < bins; ++f) to[f] = widen(channel[f]);
-      // Short rows of many channels are more streams than the hardware follows.
-      for (int64_t f = 0; f < bins; f += 64 / sizeof(S))
-        __builtin_prefetch(channel + map.t + f, 0, 2);
     } else {
       for (int64_t f = 0; f < bins; ++f) to[f] = widen(channel[f * map.f]);
     }

@@ -129,6 +129,11 @@ Tensor new_vector(const Tensor& like, const std::vector<int64_t>& shape) {
   return torch::stable::empty(shape, like.scalar_type(), std::nullopt, like.device());
 }
 
+// Asks PyTorch only where there is something to do: one clip is so fast that the calls would show.
+Tensor made_contiguous(const Tensor& x) {
+  return x.is_contiguous() ? x : torch::stable::contiguous(x);
+}
+
 // A block's weights, made contiguous and kept alive as long as the Block that points into them.
 struct HeldBlock {
   Tensor pointwise, time_taps, freq_taps;
@@ -136,10 +141,10 @@ struct HeldBlock {
 
   HeldBlock(const Tensor& x, const Tensor& p, const Tensor& a, const Tensor& b,
             const std::optional<Tensor>& c)
-      : pointwise(torch::stable::contiguous(p)),
-        time_taps(torch::stable::contiguous(a)),
-        freq_taps(torch::stable::contiguous(b)) {
-    if (c.has_value()) bias = torch::stable::contiguous(*c);
+      : pointwise(made_contiguous(p)),
+        time_taps(made_contiguous(a)),
+        freq_taps(made_contiguous(b)) {
+    if (c.has_value()) bias = made_contiguous(*c);
     STD_TORCH_CHECK(p.dim() == 2, "pointwise must have shape (Cout, Cin)");
     const int64_t out = p.size(0);
     for (const Tensor* taps : {&a, &b}) {
@@ -341,13 +346,13 @@ Tensor sep_conv2d_stack(Tensor x, std::vector<Tensor> pointwise, std::vector<Ten
     STD_TORCH_CHECK((*per_bin)->dim() == 1 && (*per_bin)->size(0) == x.size(3) &&
                         (*per_bin)->is_cpu() && (*per_bin)->scalar_type() == x.scalar_type(),
                     "scale and shift must be CPU tensors (F,) of x's dtype");
-    *per_bin = torch::stable::contiguous(**per_bin);
+    *per_bin = made_contiguous(**per_bin);
   }
   if (stripes.has_value()) {
     STD_TORCH_CHECK(stripes->dim() == 3 && stripes->size(0) == x.size(0) && stripes->size(2) == 3 &&
                         stripes->is_cpu() && stripes->scalar_type() == ScalarType::Int,
                     "stripes must be a CPU int32 tensor (N, S, 3)");
-    stripes = torch::stable::contiguous(*stripes);
+    stripes = made_contiguous(*stripes);
   }
   const auto pointer = [](const std::optional<Tensor>& t) { return t.has_value() ? &*t : nullptr; };
   return forward(x, blocks, pointer(scale), pointer(shift), pointer(stripes), bf16);

@@ -192,6 +192,8 @@ def _checked_load(
 
 
 def _as_block(name: str, block: Sequence[Any]) -> BlockParameters:
+    if type(block) is BlockParameters:
+        return block
     if not isinstance(block, (tuple, list)) or not 4 <= len(block) <= 6:
         raise TypeError(
             f"{name} must be BlockParameters(pointwise, time_taps, freq_taps, bias, dilation, pool)"

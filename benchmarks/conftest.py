@@ -1,5 +1,7 @@
 """Shared by the suites: threads and instruction set of a case, and its peak beside every figure."""
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,7 +25,8 @@ def _restore() -> Iterator[None]:
 
 @pytest.fixture
 def measure(benchmark: BenchmarkFixture) -> Measure:
-    """measure(run, flop=..., isa=..., threads=...): times run() under inference mode.
+    """measure(run, flop=..., isa=..., threads=...): times run() under inference mode, 20 times or,
+    if that takes less, for a second.
 
     The FMA peak of that many threads is measured right before and right after; the better of the
     two is stored with the result.
@@ -32,7 +35,11 @@ def measure(benchmark: BenchmarkFixture) -> Measure:
     def call(run: Callable[[], Any], *, flop: float, isa: str, threads: int, **notes: Any) -> None:
         before = fma_peak(isa, threads)
         with torch.inference_mode():
-            benchmark.pedantic(run, rounds=20, warmup_rounds=3)
+            run()
+            start = time.perf_counter()
+            run()
+            rounds = max(20, math.ceil(1 / (time.perf_counter() - start)))
+            benchmark.pedantic(run, rounds=rounds, warmup_rounds=rounds // 7)
         peak = max(before, fma_peak(isa, threads))
         benchmark.extra_info.update(notes, flop=flop, isa=isa, threads=threads, peak_gflops=peak)
 

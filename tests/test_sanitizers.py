@@ -26,7 +26,11 @@ def test_kernels_are_clean(tmp_path: Path) -> None:
         objects = list(pool.map(compile_one, sources))
     program = tmp_path / "sanitize"
     subprocess.run(["g++", "-fsanitize=address,undefined", *objects, "-o", program], check=True)
-    for seed in ("1", "2"):
-        run = subprocess.run([program, seed], capture_output=True, text=True)
-        assert run.returncode == 0, run.stderr
-        assert run.stdout.endswith(" runs\n")
+
+    def run(seed: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([program, seed], capture_output=True, text=True)
+
+    with ThreadPoolExecutor(2) as pool:
+        for result in pool.map(run, ("1", "2")):
+            assert result.returncode == 0, result.stderr
+            assert result.stdout.endswith(" runs\n")

@@ -240,11 +240,13 @@ class Inference {
                      ? Ahead()
                      : Ahead::rows<S>(job_.x, n, t + step_, 1, first.block.in, job_.bins,
                                       first.steps_in());
+      if (first.direct) x_ahead_.step();  // at once: there is no product to spread it over
       if (planar) {
         const int64_t stride = planar_stride<T>(job_.bins);
-        load_planar<S>(job_.x, n, t, first.block.in, job_.bins, x_);
-        prepare(n, t, [&](int64_t f, int64_t c) -> T& { return x_[c * stride + f]; });
-        push(0, n, t, Planar<T>{x_, stride});
+        T* x = first.direct ? first.z[t] : x_;
+        load_planar<S>(job_.x, n, t, first.block.in, job_.bins, x);
+        prepare(n, t, [&](int64_t f, int64_t c) -> T& { return x[c * stride + f]; });
+        push(0, n, t, Planar<T>{x, stride});
       } else {
         const int64_t stride = blocked_stride<T>(job_.bins);
         load_blocked<S>(job_.x, n, t, first.block.in, job_.bins, x_, stride);
@@ -309,8 +311,9 @@ class Inference {
       if (last) y_ahead_.step();
     };
     if (stage.direct) {
-      T* x = stage.z[t];
-      for (int64_t f = 0; f < stage.bins; ++f) x[f] = row.at(f, 0);
+      if constexpr (!std::is_same_v<Row, Planar<T>>) {  // else it is there already
+        for (int64_t f = 0; f < stage.bins; ++f) stage.z[t][f] = row.at(f, 0);
+      }
     } else if constexpr (dot && std::is_same_v<Row, Blocked<T>>) {
       round_to_pairs(row, stage.block.in, stage.bins, stage.pairs);
       project(BlockedPairs{stage.pairs, pairs_stride(stage.bins)}, stage.bins, stage.packed.panels,

@@ -2,7 +2,7 @@
 
 The suites run twice: with the allocator tuned (glibc told to keep freed memory, without which page
 faults on fresh maps dominate PyTorch's time) and, for the network, as installed. Close everything
-else first. Takes about 10 minutes.
+else first. Takes about 12 minutes.
 """
 
 import argparse

@@ -220,6 +220,8 @@ for _name in ("sep_conv2d", "sep_conv2d_block", "sep_conv2d_stack"):
 # GPU kernels: Python that launches them, imported at the first call. The tail has none of its own.
 
 library.impl("global_pool", global_pool, "CUDA")
+if interpreted():
+    library.impl("global_pool", global_pool, "CPU")
 
 
 def _register_launcher(name: str, key: str) -> None:

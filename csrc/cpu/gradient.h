@@ -153,9 +153,8 @@ class Gradient {
   void project_z(int64_t t) {
     Ahead next;
     if (t + 1 < job_.frames) {
-      const int64_t panels = ceil_div(job_.block.out, kTileVectors * L);
       next = Ahead::rows<S>(job_.x, n_, t + 1, 1, job_.block.in, job_.bins,
-                            panels * ceil_div(job_.bins, kTileRows) * (job_.block.in / 16));
+                            packed_.forward.steps(job_.bins));
     }
     with_x(t, [&](auto x) {
       project(x, job_.bins, packed_.forward, z_[t], z_.group_stride(), [&] { next.step(); });

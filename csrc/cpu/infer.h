@@ -43,11 +43,11 @@ class Inference {
           window(scratch.take<Cross<T>>(b.pool)) {}
 
     // How often the work on one row of input or output stops to look ahead.
-    int64_t steps_in() const {
-      return direct ? 0 : panels() * ceil_div(bins, kTileRows) * (packed.panels.in / 16);
+    int64_t steps_in() const { return direct ? 0 : packed.panels.steps(bins); }
+    int64_t steps_out() const {
+      const int64_t panels = ceil_div(block.out, kTileVectors * L);
+      return direct ? panels * bins_out : block.pool * steps_in();
     }
-    int64_t steps_out() const { return direct ? panels() * bins_out : block.pool * steps_in(); }
-    int64_t panels() const { return ceil_div(block.out, kTileVectors * L); }
 
     Block block;
     int64_t frames, bins, frames_out, bins_out;

@@ -38,6 +38,8 @@ settings.register_profile(
 )
 settings.load_profile("fastsep")
 
+ISAS = ("avx512bf16", "avx512", "avx2", "baseline")
+
 # (pointwise, time_taps, freq_taps, bias, dilation, pool); pool None: neither ReLU nor pooling.
 Block = tuple[Tensor, Tensor, Tensor, Tensor | None, int, int | None]
 
@@ -50,6 +52,23 @@ def cpu_kernels() -> None:
     status = fastsep.backends()["cpu"]
     if not status.available:
         (pytest.fail if REQUIRE_CPU else pytest.skip)(f"no C++ backend: {status.detail}")
+
+
+@pytest.fixture
+def all_isas() -> tuple[str, ...]:
+    """The C++ kernels' instruction sets, whether or not this machine runs them."""
+    return ISAS
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest, cpu_kernels: None) -> Iterator[str]:
+    """Forces an instruction set for one test."""
+    if request.param not in torch.ops.fastsep_cpu.supported_isas():
+        pytest.skip(f"this machine does not run {request.param}")
+    before = torch.ops.fastsep_cpu.isa()
+    torch.ops.fastsep_cpu.set_isa(request.param)
+    yield request.param
+    torch.ops.fastsep_cpu.set_isa(before)
 
 
 @pytest.fixture(params=["triton"] if INTERPRETED else ["cpu", "reference"])

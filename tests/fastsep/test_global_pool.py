@@ -1,6 +1,6 @@
 """The tail's pooling: against float64, on every instruction set, and as PyTorch's citizen."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 import fastsep
 from fastsep import reference
 
-ISAS = ["avx512bf16", "avx512", "avx2", "baseline"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
@@ -26,16 +25,6 @@ LAYOUTS = {
     "transposed": lambda n, c, t, f: random(n, c, f, t).transpose(2, 3),
     "expanded": lambda n, c, t, f: random(1, c, t, f).expand(n, c, t, f),
 }
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest, cpu_kernels: None) -> Iterator[str]:
-    if request.param not in torch.ops.fastsep_cpu.supported_isas():
-        pytest.skip(f"this machine does not run {request.param}")
-    before = torch.ops.fastsep_cpu.isa()
-    torch.ops.fastsep_cpu.set_isa(request.param)
-    yield request.param
-    torch.ops.fastsep_cpu.set_isa(before)
 
 
 def check(x: Tensor) -> None:
@@ -75,13 +64,12 @@ def test_nan_and_infinity(isa: str) -> None:
     torch.testing.assert_close(fastsep.global_pool(x), reference.global_pool(x), equal_nan=True)
 
 
-def test_threads_give_the_same_bits(isa: str) -> None:
-    x, before = random(5, 40, 7, 33), torch.get_num_threads()
+def test_threads_give_the_same_bits(isa: str, threads: Callable[[int], None]) -> None:
+    x = random(5, 40, 7, 33)
     results = []
     for count in (1, 2, 4):
-        torch.set_num_threads(count)
+        threads(count)
         results.append(fastsep.global_pool(x))
-    torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 

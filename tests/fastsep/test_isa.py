@@ -15,7 +15,6 @@ from fastsep import reference
 
 Draw = Callable[..., tuple[Any, Any, Any, Any]]  # the fixture `weights`
 
-ISAS = ("avx512bf16", "avx512", "avx2", "baseline")
 # x's shape, Cout, dilation, pool: below, at and above the widths of vectors and tiles
 CASES = [
     ((2, 1, 9, 7), 5, 2, 2),
@@ -31,17 +30,6 @@ CASES = [
 def cpu_backend(cpu_kernels: None) -> Iterator[None]:
     with fastsep.use_backend("cpu"):
         yield
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Forces an instruction set for one test."""
-    if request.param not in torch.ops.fastsep_cpu.supported_isas():
-        pytest.skip(f"this machine does not run {request.param}")
-    before = torch.ops.fastsep_cpu.isa()
-    torch.ops.fastsep_cpu.set_isa(request.param)
-    yield request.param
-    torch.ops.fastsep_cpu.set_isa(before)
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -121,8 +109,8 @@ def test_unknown_name_is_refused_and_changes_nothing() -> None:
     assert torch.ops.fastsep_cpu.isa() == before
 
 
-def test_unsupported_set_is_refused() -> None:
-    missing = sorted(set(ISAS) - set(torch.ops.fastsep_cpu.supported_isas()))
+def test_unsupported_set_is_refused(all_isas: tuple[str, ...]) -> None:
+    missing = sorted(set(all_isas) - set(torch.ops.fastsep_cpu.supported_isas()))
     if not missing:
         pytest.skip("this machine runs every instruction set")
     with pytest.raises(RuntimeError, match=missing[0]):

@@ -186,22 +186,16 @@ Arena& scratch_arena() {
   return arena;
 }
 
-Arena& weights_arena() {  // of the calling thread; its workers read it while it waits
+Arena& shared_arena() {  // of the calling thread; its workers use it while it waits
   thread_local Arena arena;
   return arena;
 }
 
-Arena& seams_arena() {
-  thread_local Arena arena;
-  return arena;
-}
-
-// Calls f(item, scratch) for each item, on torch's threads.
+// Calls f(begin, end, scratch) for ranges of items, on torch's threads.
 template <class F>
-void for_each_item(int64_t items, size_t scratch_bytes, const F& f) {
+void for_each_range(int64_t items, size_t scratch_bytes, const F& f) {
   torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
-    void* scratch = scratch_arena().get(scratch_bytes);
-    for (int64_t item = begin; item < end; ++item) f(item, scratch);
+    f(begin, end, static_cast<char*>(scratch_arena().get(scratch_bytes)));
     scratch_arena().trim();
   });
 }
@@ -218,10 +212,24 @@ Forward part_of(Forward job, int64_t first, int64_t count) {
   return job;
 }
 
+// Calls f(item, weights, scratch) for each item, on torch's threads. Each thread packs the weights
+// for itself: they would take longer to come from another core than to pack.
+template <class F>
+void for_each_packed(const Kernels& k, const Forward& job, int64_t items, const F& f) {
+  const size_t weights_bytes = aligned(k.forward_weights_bytes(job));
+  for_each_range(items, weights_bytes + k.forward_scratch_bytes(job),
+                 [&](int64_t begin, int64_t end, char* weights) {
+                   k.forward_pack(job, weights);
+                   for (int64_t item = begin; item < end; ++item) {
+                     f(item, weights, weights + weights_bytes);
+                   }
+                 });
+}
+
 // As many clips as threads, or a multiple: each clip streams through all blocks on one thread.
-void run_whole(const Kernels& k, Forward job, const void* weights) {
+void run_whole(const Kernels& k, Forward job) {
   job.strips = 1;
-  for_each_item(job.clips, k.forward_scratch_bytes(job), [&](int64_t clip, void* scratch) {
+  for_each_packed(k, job, job.clips, [&](int64_t clip, const void* weights, void* scratch) {
     k.forward_run(job, weights, scratch, nullptr, clip, 0);
   });
 }
@@ -254,18 +262,18 @@ class Meeting {
 };
 
 // Fewer clips than threads: each thread takes one strip of time of every clip.
-void run_strips(const Kernels& k, Forward job, const void* weights, int64_t threads) {
+void run_strips(const Kernels& k, Forward job, int64_t threads) {
   job.strips = k.forward_strips(job, threads);
-  void* seams = seams_arena().get(k.forward_seams_bytes(job));
+  void* seams = shared_arena().get(k.forward_seams_bytes(job));
   k.forward_clear_seams(job, seams);
   Meeting meeting(job.strips);
-  for_each_item(job.strips, k.forward_scratch_bytes(job), [&](int64_t strip, void* scratch) {
+  for_each_packed(k, job, job.strips, [&](int64_t strip, const void* weights, void* scratch) {
     void* shared = meeting.attend() ? seams : nullptr;
     for (int64_t clip = 0; clip < job.clips; ++clip) {
       k.forward_run(job, weights, scratch, shared, clip, strip);
     }
   });
-  seams_arena().trim();
+  shared_arena().trim();
 }
 
 Tensor forward(const Tensor& x, const std::vector<Block>& blocks, const Tensor* scale,
@@ -299,11 +307,8 @@ Tensor forward(const Tensor& x, const std::vector<Block>& blocks, const Tensor* 
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t rest = job.clips % threads, whole = job.clips - rest;
   const Kernels& k = kernels();  // once: another thread may choose an instruction set meanwhile
-  void* weights = weights_arena().get(k.forward_weights_bytes(job));
-  k.forward_pack(job, weights);
-  if (whole > 0) run_whole(k, part_of(job, 0, whole), weights);
-  if (rest > 0) run_strips(k, part_of(job, whole, rest), weights, threads);
-  weights_arena().trim();
+  if (whole > 0) run_whole(k, part_of(job, 0, whole));
+  if (rest > 0) run_strips(k, part_of(job, whole, rest), threads);
   return y;
 }
 
@@ -416,14 +421,18 @@ Gradients backward(const Tensor& grad, const Tensor& x, const HeldBlock& held, c
   const size_t weights_bytes = aligned(k.backward_weights_bytes(job));
   const size_t partial_bytes = k.backward_partial_bytes(job);
   char* weights =
-      static_cast<char*>(weights_arena().get(weights_bytes + size_t(job.groups) * partial_bytes));
+      static_cast<char*>(shared_arena().get(weights_bytes + size_t(job.groups) * partial_bytes));
   char* partials = weights + weights_bytes;
   k.backward_pack(job, weights);
-  for_each_item(job.groups, k.backward_scratch_bytes(job), [&](int64_t group, void* scratch) {
-    k.backward_run(job, weights, scratch, partials + size_t(group) * partial_bytes, group);
-  });
+  for_each_range(job.groups, k.backward_scratch_bytes(job),
+                 [&](int64_t begin, int64_t end, void* scratch) {
+                   for (int64_t group = begin; group < end; ++group) {
+                     void* partial = partials + size_t(group) * partial_bytes;
+                     k.backward_run(job, weights, scratch, partial, group);
+                   }
+                 });
   k.backward_reduce(job, partials);
-  weights_arena().trim();
+  shared_arena().trim();
   return {dx, d_pointwise, d_time, d_freq, d_bias};
 }
 

@@ -133,19 +133,18 @@ class Inference {
         .each_seam(bump, [](int64_t, int64_t, int64_t, const Seam<T>& seam) { seam.clear(); });
   }
 
-  // A strip has to have all rows that its neighbours reach, in every block.
+  // A strip has to have all rows that its neighbours reach, in every block, and some of the output.
   static int64_t strips(const Forward& job, int64_t wanted) {
     const auto long_enough = [&](int64_t strips) {
       for (int64_t s = 0; s < strips; ++s) {
-        int64_t frames = job.frames, first = frames * s / strips, stop = frames * (s + 1) / strips;
+        int64_t frames = job.frames;
         for (int64_t i = 0; i < job.num_blocks; ++i) {
           const Block& block = job.blocks[i];
-          if (stop - first < least(block.dilation, frames) + block.pool) return false;
+          const int64_t rows = cut(frames, s + 1, strips, i) - cut(frames, s, strips, i);
+          if (rows < least(block.dilation, frames) + 2 * block.pool) return false;
           frames /= block.pool;
-          first /= block.pool;
-          stop /= block.pool;
         }
-        if (stop == first) return false;
+        if (frames < strips) return false;
       }
       return true;
     };
@@ -167,40 +166,44 @@ class Inference {
     }
   }
 
+  // The first of the `frames` rows that go into block i (or come out of the last one) which belongs
+  // to strip k. Rounded down and up in turns, lest one strip have the longer part in every block.
+  static int64_t cut(int64_t frames, int64_t k, int64_t strips, int64_t i) {
+    return (frames * k + (i % 2 == 0 ? 0 : strips - 1)) / strips;
+  }
+
   // All seams, in the order of their buffer: f(number of the strip above, stage, whether that strip
   // is the one that gives, seam).
   template <class F>
   void each_seam(Bump& bump, F f) const {
     Bump none(nullptr);
     for (int64_t k = 1; k < job_.strips; ++k) {
-      int64_t frames = job_.frames, bins = job_.bins, at = frames * k / job_.strips;
+      int64_t frames = job_.frames, bins = job_.bins;
       for (int64_t i = 0; i < job_.num_blocks; ++i) {
         const Stage stage(job_.blocks[i], frames, bins, none, none);
-        const int64_t pool = stage.block.pool, centre = at / pool * pool;
-        const int64_t size = stage.z.row_size();
-        f(k, i, 0, Seam<T>(bump, centre - stage.reach_t, at, size));
+        const int64_t at = cut(frames, k, job_.strips, i), size = stage.z.row_size();
+        const int64_t centre = cut(stage.frames_out, k, job_.strips, i + 1) * stage.block.pool;
+        f(k, i, 0, Seam<T>(bump, least(centre - stage.reach_t, at), at, size));
         f(k, i, 1, Seam<T>(bump, at, least(centre + stage.reach_t, frames), size));
         frames = stage.frames_out;
         bins = stage.bins_out;
-        at /= pool;
       }
     }
   }
 
-  // Strips that run at the same time cut every map at the same place, give each other the rows
-  // next to the cuts, and run towards and away from them in turns.
+  // Strips that run at the same time cut every map at the same places and give each other the rows
+  // next to the cuts. Pairs of them start at the cut between them, where they wait for each other
+  // before either has done much, and run apart.
   void plan_together(void* seams, int64_t strip) {
-    int64_t first = job_.frames * strip / job_.strips;
-    int64_t stop = job_.frames * (strip + 1) / job_.strips;
-    step_ = strip % 2 == 0 ? 1 : -1;
+    step_ = strip % 2 == 0 ? -1 : 1;
     for (int64_t i = 0; i < job_.num_blocks; ++i) {
-      const int64_t pool = stages_[i].block.pool;
-      stages_[i].begin = first;
-      stages_[i].end = stop;
-      stages_[i].left = stop / pool - first / pool;
-      first /= pool;
-      stop /= pool;
-      stages_[i].next = step_ > 0 ? first : stop - 1;
+      Stage& stage = stages_[i];
+      stage.begin = cut(stage.frames, strip, job_.strips, i);
+      stage.end = cut(stage.frames, strip + 1, job_.strips, i);
+      const int64_t first = cut(stage.frames_out, strip, job_.strips, i + 1);
+      const int64_t stop = cut(stage.frames_out, strip + 1, job_.strips, i + 1);
+      stage.left = stop - first;
+      stage.next = step_ > 0 ? first : stop - 1;
     }
     Bump bump(seams);
     each_seam(bump, [&](int64_t k, int64_t i, int64_t above_gives, const Seam<T>& seam) {
@@ -214,12 +217,9 @@ class Inference {
   // Alone, a strip computes all that its share of the last block's output needs, block by block
   // backwards.
   void plan_alone(int64_t strip) {
-    int64_t first = job_.frames * strip / job_.strips;
-    int64_t stop = job_.frames * (strip + 1) / job_.strips;
-    for (int64_t i = 0; i < job_.num_blocks; ++i) {
-      first /= job_.blocks[i].pool;
-      stop /= job_.blocks[i].pool;
-    }
+    const int64_t frames_out = stages_[job_.num_blocks - 1].frames_out;
+    int64_t first = cut(frames_out, strip, job_.strips, job_.num_blocks);
+    int64_t stop = cut(frames_out, strip + 1, job_.strips, job_.num_blocks);
     for (int64_t i = job_.num_blocks - 1; i >= 0; --i) {
       Stage& stage = stages_[i];
       stage.next = first;

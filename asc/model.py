@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from asc.augment import apply_stripes, draw_stripes
 from asc.data.scenes import SCENES
 from asc.features import N_MELS
-from fastsep import SepConvBlock, SepConvStack, batch_norm_affine, fold_batchnorm, global_pool
+from fastsep import SepConvBlock, SepConvStack, batch_norm_affine, fold_batchnorm, global_pool_mlp
 
 WIDTHS = (64, 128, 128, 128)  # output channels of the blocks
 MIN_FRAMES = 2 ** len(WIDTHS)  # every block halves T
@@ -79,12 +79,13 @@ class _Network(nn.Module):
 
     def head(self, x: Tensor) -> Tensor:
         """Feature map (N, 128, T, F) -> logits (N, classes)."""
-        return self.mlp(global_pool(x))
+        if self.dropout.training:
+            return self.mlp(global_pool_mlp(x))
+        fc1, fc2 = self.fc1, self.fc2
+        return global_pool_mlp(x, ((fc1.weight, fc1.bias), (fc2.weight, fc2.bias)))
 
     def mlp(self, x: Tensor) -> Tensor:
         """Pooled vectors (N, 128) -> logits (N, classes)."""
-        if not self.training:  # one clip is so fast that two calls for nothing show
-            return self.fc2(torch.relu(self.fc1(x)))
         x = torch.relu(self.fc1(self.dropout(x)))
         return self.fc2(self.dropout(x))
 
@@ -123,9 +124,10 @@ class Cnn6Sep(_Network):
             ValueError, TypeError: shapes or dtypes that do not fit.
         """
         _check(logmel)
-        if isinstance(self.bn0, nn.BatchNorm2d) and self.bn0.training:
-            return self.head(self.blocks(_per_bin(self.bn0, logmel), stripes=stripes))
-        return self.head(self.blocks(logmel, affine=self._affine(self.bn0), stripes=stripes))
+        bn0 = self.bn0
+        if bn0.training and isinstance(bn0, nn.BatchNorm2d):
+            return self.head(self.blocks(_per_bin(bn0, logmel), stripes=stripes))
+        return self.head(self.blocks(logmel, affine=self._affine(bn0), stripes=stripes))
 
     @staticmethod
     def _affine(bn0: nn.Module) -> tuple[Tensor, Tensor]:

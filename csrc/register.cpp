@@ -365,15 +365,39 @@ Tensor sep_conv2d_stack(Tensor x, std::vector<Tensor> pointwise, std::vector<Ten
 
 // The network's tail.
 
-Tensor global_pool(Tensor x) {
+Tensor global_pool_mlp(Tensor x, std::vector<Tensor> weight, std::vector<Tensor> bias) {
   check_map(x);
   STD_TORCH_CHECK(x.size(2) > 0 && x.size(3) > 0, "x must have at least one frame and one bin");
-  Tensor y = new_vector(x, {x.size(0), x.size(1)});
-  const GlobalPool job{dtype_of(x), x.size(1), x.size(2), x.size(3), map_of(x), y.data_ptr()};
+  STD_TORCH_CHECK(weight.size() == bias.size(), "an MLP needs as many weights as biases");
+  std::vector<Linear> layers;
+  int64_t width = x.size(1);
+  for (size_t i = 0; i < weight.size(); ++i) {
+    Tensor &w = weight[i], &b = bias[i];
+    for (const Tensor* t : {&w, &b}) {
+      STD_TORCH_CHECK(t->is_cpu() && t->scalar_type() == x.scalar_type(),
+                      "weights must be CPU tensors of x's dtype");
+    }
+    STD_TORCH_CHECK(w.dim() == 2 && w.size(1) == width && b.dim() == 1 && b.size(0) == w.size(0),
+                    "layer ", i, " must have a weight (out, ", width, ") and a bias (out,)");
+    w = made_contiguous(w);
+    b = made_contiguous(b);
+    layers.push_back({w.data_ptr(), b.data_ptr(), width, w.size(0)});
+    width = w.size(0);
+  }
+  Tensor y = new_vector(x, {x.size(0), width});
+  const Tail job{dtype_of(x),
+                 x.size(1),
+                 x.size(2),
+                 x.size(3),
+                 map_of(x),
+                 layers.data(),
+                 int64_t(layers.size()),
+                 y.data_ptr()};
   const Kernels& k = kernels();
-  torch::stable::parallel_for(0, x.size(0), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) k.global_pool(job, n);
-  });
+  for_each_range(x.size(0), k.tail_scratch_bytes(job),
+                 [&](int64_t begin, int64_t end, void* scratch) {
+                   for (int64_t n = begin; n < end; ++n) k.tail_run(job, scratch, n);
+                 });
   return y;
 }
 
@@ -472,5 +496,5 @@ STABLE_TORCH_LIBRARY_IMPL(fastsep, CPU, m) {
   m.impl("sep_conv2d_block", TORCH_BOX(&fastsep::sep_conv2d_block));
   m.impl("sep_conv2d_block_backward", TORCH_BOX(&fastsep::sep_conv2d_block_backward));
   m.impl("sep_conv2d_stack", TORCH_BOX(&fastsep::sep_conv2d_stack));
-  m.impl("global_pool", TORCH_BOX(&fastsep::global_pool));
+  m.impl("global_pool_mlp", TORCH_BOX(&fastsep::global_pool_mlp));
 }

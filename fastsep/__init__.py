@@ -11,7 +11,7 @@ from fastsep.batchnorm import batch_norm_affine
 from fastsep.folding import fold_batchnorm
 from fastsep.functional import (
     BlockParameters,
-    global_pool,
+    global_pool_mlp,
     sep_conv2d,
     sep_conv2d_block,
     sep_conv2d_stack,
@@ -32,7 +32,7 @@ __all__ = [
     "batch_norm_affine",
     "fold_batchnorm",
     "fuse",
-    "global_pool",
+    "global_pool_mlp",
     "sep_conv2d",
     "sep_conv2d_block",
     "sep_conv2d_stack",

@@ -14,7 +14,7 @@ from torch.amp.autocast_mode import _cast
 
 from fastsep import reference
 from fastsep.backends import select
-from fastsep.ops import memory_format, ops
+from fastsep.ops import call, memory_format, ops
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -63,10 +63,9 @@ def sep_conv2d(
     Source: DCASE 2021 Task 1A report of Puy, Jain and Bursuc, section 2.
     """
     _check_input(x)
-    _check_block(x, x.shape[1], "", pointwise, time_taps, freq_taps, bias, dilation)
-    if select(x.device) == "reference":
-        return _plain(reference.sep_conv2d, x, pointwise, time_taps, freq_taps, bias, dilation)
-    return ops.sep_conv2d(x, pointwise, time_taps, freq_taps, bias, dilation)
+    _check_geometry("", dilation)
+    block = pointwise, time_taps, freq_taps, bias
+    return _run("sep_conv2d", lambda: _check_block(x, x.shape[1], "", *block), x, *block, dilation)
 
 
 def sep_conv2d_block(
@@ -88,13 +87,13 @@ def sep_conv2d_block(
         (N, Cout, T // pool, F // pool); channels_last when x is.
     """
     _check_input(x)
-    _check_block(
-        x, x.shape[1], "", pointwise, time_taps, freq_taps, bias, dilation, pool, needs_bias=True
-    )
-    if select(x.device) == "reference":
-        return _plain(reference.sep_conv2d_block, x, pointwise, time_taps, freq_taps, bias,
-                      dilation, pool)  # fmt: skip
-    return ops.sep_conv2d_block(x, pointwise, time_taps, freq_taps, bias, dilation, pool)
+    _check_geometry("", dilation, pool)
+    block = pointwise, time_taps, freq_taps, bias
+
+    def check() -> None:
+        _check_block(x, x.shape[1], "", *block, needs_bias=True)
+
+    return _run("sep_conv2d_block", check, x, *block, dilation, pool)
 
 
 def sep_conv2d_stack(
@@ -123,49 +122,97 @@ def sep_conv2d_stack(
     _check_input(x)
     if not blocks:
         raise ValueError("blocks is empty: a stack needs at least one block")
-    blocks = [_as_block(f"blocks[{i}]", block) for i, block in enumerate(blocks)]
+    blocks = [_as_block(i, block) for i, block in enumerate(blocks)]
     if compute not in (None, "bf16"):
         raise ValueError(f'compute must be None or "bf16", got {compute!r}')
-    channels = x.shape[1]
-    for i, block in enumerate(blocks):
-        _check_block(x, channels, f"blocks[{i}].", *block, needs_bias=True)
-        channels = block.pointwise.shape[0]
     scale, shift, stripes = _checked_load(x, affine, stripes)
+
+    def check() -> None:
+        channels = x.shape[1]
+        for i, block in enumerate(blocks):
+            _check_block(x, channels, f"blocks[{i}].", *block[:4], needs_bias=True)
+            channels = block.pointwise.shape[0]
+
     if select(x.device) in ("cpu", "triton"):
         columns = [list(column) for column in zip(*blocks, strict=True)]
-        return ops.sep_conv2d_stack(x, *columns, scale, shift, stripes, compute == "bf16")
+        bf16 = compute == "bf16"
+        return _run("sep_conv2d_stack", check, x, *columns, scale, shift, stripes, bf16)
+    check()
     y = _plain(reference.load, x, scale, shift, stripes)
     for block in blocks:
         y = sep_conv2d_block(y, *block[:4], dilation=block.dilation, pool=block.pool)
     return y.contiguous(memory_format=memory_format(x))  # also past a block without channels
 
 
-def global_pool(x: Tensor) -> Tensor:
-    """The tail's pooling: the mean over F, then its maximum over T plus its mean over T.
+def global_pool_mlp(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]] = ()) -> Tensor:
+    """The network's tail: global pooling, then linear layers with a ReLU between them.
+
+    Pooling takes the mean over F, then its maximum over T plus its mean over T.
 
     Args:
         x: (N, C, T, F), T and F at least 1; dtypes and strides as for `sep_conv2d`.
+        layers: (weight, bias) of each layer, (out, in) and (out,), as `nn.Linear` holds them; the
+            first takes C inputs. Without layers the result is what pooling gives.
 
     Returns:
-        (N, C) in x's dtype, also under autocast.
+        (N, outputs of the last layer, or C).
 
     Source: Kong et al., "PANNs: Large-Scale Pretrained Audio Neural Networks", 2020.
     """
     _check_input(x)
     if 0 in x.shape[2:]:
         raise ValueError(f"x must have at least one frame and one bin, got {tuple(x.shape)}")
-    return reference.global_pool(x) if select(x.device) == "reference" else ops.global_pool(x)
+    for i, layer in enumerate(layers):
+        if not isinstance(layer, (tuple, list)) or len(layer) != 2:
+            raise TypeError(f"layers[{i}] must be a pair of tensors (weight, bias)")
+    weights, biases = [layer[0] for layer in layers], [layer[1] for layer in layers]
+
+    def check() -> None:
+        width = x.shape[1]
+        for i, (weight, bias) in enumerate(layers):
+            out = weight.shape[0] if isinstance(weight, Tensor) and weight.dim() == 2 else 0
+            _check_weight(x, f"layers[{i}] ", "weight", weight, (out, width), "(out, in)")
+            _check_weight(x, f"layers[{i}] ", "bias", bias, (out,), "(out,)")
+            width = out
+
+    return _run("global_pool_mlp", check, x, weights, biases)
 
 
-def _plain(function: Callable[..., Tensor], x: Tensor, *args: Tensor | int | None) -> Tensor:
+def _run(name: str, check: Callable[[], None], x: Tensor, *args: Any) -> Tensor:
+    """Runs an operator on arguments in which `check` finds what is wrong.
+
+    The C++ kernels check for themselves, and faster than Python could: of one clip's time it would
+    show. Only if they refuse has `check` the better words for it.
+    """
+    backend = select(x.device)
+    operator = getattr(ops, name)
+    if backend == "cpu" and not torch.compiler.is_compiling():
+        try:
+            return call(operator, x, *args)
+        except Exception as error:
+            refused = error
+        check()
+        raise refused
+    check()
+    if backend == "reference":
+        plain = getattr(reference, name)
+        return (_cast_and_call if name == "global_pool_mlp" else _plain)(plain, x, *args)
+    return operator(x, *args)
+
+
+def _plain(function: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
+    """The reference for a map, in the map's memory format."""
+    return _cast_and_call(function, x, *args).contiguous(memory_format=memory_format(x))
+
+
+def _cast_and_call(function: Callable[..., Tensor], *args: Any) -> Tensor:
     """The reference, which under autocast must round where the kernels do and nowhere else."""
-    if _autocasts(x.device.type):
-        x, *args = _cast((x, *args), x.device.type, torch.get_autocast_dtype(x.device.type))
-        with torch.autocast(x.device.type, enabled=False):
-            y = function(x, *args)
-    else:
-        y = function(x, *args)
-    return y.contiguous(memory_format=memory_format(x))
+    device_type = args[0].device.type
+    if not _autocasts(device_type):
+        return function(*args)
+    args = _cast(args, device_type, torch.get_autocast_dtype(device_type))
+    with torch.autocast(device_type, enabled=False):
+        return function(*args)
 
 
 def _autocasts(device_type: str) -> bool:
@@ -191,14 +238,16 @@ def _checked_load(
     return scale, shift, None if stripes is None else _checked_stripes(x, stripes)
 
 
-def _as_block(name: str, block: Sequence[Any]) -> BlockParameters:
-    if type(block) is BlockParameters:
-        return block
-    if not isinstance(block, (tuple, list)) or not 4 <= len(block) <= 6:
-        raise TypeError(
-            f"{name} must be BlockParameters(pointwise, time_taps, freq_taps, bias, dilation, pool)"
-        )
-    return BlockParameters(*block)
+def _as_block(index: int, block: Sequence[Any]) -> BlockParameters:
+    if type(block) is not BlockParameters:
+        if not isinstance(block, (tuple, list)) or not 4 <= len(block) <= 6:
+            raise TypeError(
+                f"blocks[{index}] must be "
+                "BlockParameters(pointwise, time_taps, freq_taps, bias, dilation, pool)"
+            )
+        block = BlockParameters(*block)
+    _check_geometry(f"blocks[{index}].", block.dilation, block.pool)
+    return block
 
 
 def _check_input(x: Tensor) -> None:
@@ -218,8 +267,6 @@ def _check_block(
     time_taps: Tensor,
     freq_taps: Tensor,
     bias: Tensor | None,
-    dilation: int,
-    pool: int = 1,
     *,
     needs_bias: bool = False,
 ) -> None:
@@ -232,6 +279,9 @@ def _check_block(
     _check_weight(x, where, "freq_taps", freq_taps, (out, 3), "(Cout, 3)")
     if bias is not None or needs_bias:
         _check_weight(x, where, "bias", bias, (out,), "(Cout,)")
+
+
+def _check_geometry(where: str, dilation: int, pool: int = 1) -> None:
     for name, value in (("dilation", dilation), ("pool", pool)):
         if not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(f"{where}{name} must be an int, got {type(value).__name__}")

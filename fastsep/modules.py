@@ -77,19 +77,25 @@ class SepConvBlock(nn.Module):
         self._fold = FoldCache()
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.bn is not None and uses_batch_statistics(self.bn):
-            return relu_pool(self.bn(self.conv(x)), self.pool)
-        p = self.inference_parameters()
+        bn = self.bn
+        if bn is not None and uses_batch_statistics(bn):
+            return relu_pool(bn(self.conv(x)), self.pool)
+        p = self.parameters_with(bn)
         return sep_conv2d_block(x, *p[:4], dilation=p.dilation, pool=p.pool)
 
     def inference_parameters(self) -> BlockParameters:
         """The block's folded weights, as `sep_conv2d_stack` takes them."""
+        return self.parameters_with(self.bn)
+
+    def parameters_with(self, bn: nn.BatchNorm2d | None) -> BlockParameters:
+        """`inference_parameters`, given the block's batch norm: each look-up in a module shows."""
         conv = self.conv
-        if self.bn is None:
-            assert conv.bias is not None
-            taps: tuple[Tensor, Tensor, Tensor] = conv.time_taps, conv.freq_taps, conv.bias
+        if bn is None:
+            bias = conv.bias
+            assert bias is not None
+            taps: tuple[Tensor, Tensor, Tensor] = conv.time_taps, conv.freq_taps, bias
         else:
-            taps = self._fold(self.bn, conv.time_taps, conv.freq_taps)
+            taps = self._fold(bn, conv.time_taps, conv.freq_taps)
         return BlockParameters(conv.pointwise, *taps, conv.dilation, self.pool)
 
     def fold_(self, eps: float | None = None) -> None:
@@ -139,9 +145,12 @@ class SepConvStack(nn.Sequential):
         stripes: Tensor | None = None,
     ) -> Tensor:
         """x (N, C, T, F); affine, stripes and result as for `sep_conv2d_stack`."""
-        if any(block.bn is not None and uses_batch_statistics(block.bn) for block in self):
-            return super().forward(checked_load(x, affine, stripes))
-        parameters = [block.inference_parameters() for block in self]
+        parameters = []
+        for block in self:
+            bn = block.bn
+            if bn is not None and uses_batch_statistics(bn):
+                return super().forward(checked_load(x, affine, stripes))
+            parameters.append(block.parameters_with(bn))
         return sep_conv2d_stack(x, parameters, affine=affine, stripes=stripes, compute=self.compute)
 
 

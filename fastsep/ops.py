@@ -4,6 +4,7 @@ The kernels are elsewhere: csrc/register.cpp registers the CPU's, the end of thi
 Callers go through `fastsep.functional`, which checks its arguments.
 """
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.amp.autocast_mode import _cast as cast
 from torch.library import Library
 
 from fastsep.backends import gpu_kernels, interpreted
-from fastsep.reference import global_pool, load
+from fastsep.reference import global_pool_mlp, load
 
 _WEIGHTS = "Tensor x, Tensor pointwise, Tensor time_taps, Tensor freq_taps"
 _GRADIENTS = "(Tensor, Tensor, Tensor, Tensor, Tensor)"  # of x, pointwise, both taps and bias
@@ -32,8 +33,34 @@ library.define(
     "Tensor[] bias, int[] dilation, int[] pool, Tensor? scale, Tensor? shift, Tensor? stripes, "
     "bool bf16) -> Tensor"
 )
-library.define("global_pool(Tensor x) -> Tensor")
+library.define("global_pool_mlp(Tensor x, Tensor[] weight, Tensor[] bias) -> Tensor")
 ops = torch.ops.fastsep
+
+
+def call(operator: Any, *args: Any) -> Any:
+    """The operator; past autograd, which is slow Python here, if there is nothing to differentiate.
+
+    Not for code that torch.compile traces.
+    """
+    if torch.is_grad_enabled() and needs_gradients(args):
+        return operator(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*args)
+
+
+def needs_gradients(args: Iterable[Any]) -> bool:
+    return any([tensor.requires_grad for tensor in tensors_of(args)])  # a generator is slower
+
+
+def tensors_of(args: Iterable[Any]) -> list[Tensor]:
+    """The tensors among an operator's arguments, those in lists included."""
+    tensors: list[Tensor] = []
+    for arg in args:
+        if isinstance(arg, Tensor):
+            tensors.append(arg)
+        elif isinstance(arg, list):
+            tensors += [item for item in arg if isinstance(item, Tensor)]
+    return tensors
 
 
 # Shapes and layouts, for tracing.
@@ -51,19 +78,34 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
-@torch.library.register_fake("fastsep::sep_conv2d", lib=library)
+def _fake(name: str) -> Callable[[Callable[..., Any]], None]:
+    """Registers a fake kernel. PyTorch also runs it if just some of the tensors are on "meta"."""
+
+    def register(kernel: Callable[..., Any]) -> None:
+        def on_one_device(*args: Any) -> Any:
+            devices = {tensor.device for tensor in tensors_of(args)}
+            if len(devices) > 1:
+                raise ValueError(f"{name} got tensors on {', '.join(sorted(map(str, devices)))}")
+            return kernel(*args)
+
+        torch.library.register_fake(f"fastsep::{name}", on_one_device, lib=library)
+
+    return register
+
+
+@_fake("sep_conv2d")
 def _(x: Tensor, pointwise: Tensor, *_: Any) -> Tensor:
     return new_map(x, (x.shape[0], pointwise.shape[0], *x.shape[2:]))
 
 
-@torch.library.register_fake("fastsep::sep_conv2d_block", lib=library)
+@_fake("sep_conv2d_block")
 def _(
     x: Tensor, pointwise: Tensor, a: Tensor, b: Tensor, bias: Tensor, dilation: int, pool: int
 ) -> Tensor:
     return new_map(x, (x.shape[0], pointwise.shape[0], x.shape[2] // pool, x.shape[3] // pool))
 
 
-@torch.library.register_fake("fastsep::sep_conv2d_stack", lib=library)
+@_fake("sep_conv2d_stack")
 def _(
     x: Tensor,
     pointwise: list[Tensor],
@@ -80,9 +122,9 @@ def _(
     return new_map(x, (x.shape[0], pointwise[-1].shape[0], frames, bins))
 
 
-@torch.library.register_fake("fastsep::global_pool", lib=library)
-def _(x: Tensor) -> Tensor:
-    return x.new_empty(x.shape[:2])
+@_fake("global_pool_mlp")
+def _(x: Tensor, weight: list[Tensor], bias: list[Tensor]) -> Tensor:
+    return x.new_empty(x.shape[0], weight[-1].shape[0] if weight else x.shape[1])
 
 
 def _fake_gradients(
@@ -94,14 +136,14 @@ def _fake_gradients(
     return (dx, *weights, x.new_empty(pointwise.shape[0]))
 
 
-@torch.library.register_fake("fastsep::sep_conv2d_backward", lib=library)
+@_fake("sep_conv2d_backward")
 def _(
     grad: Tensor, x: Tensor, p: Tensor, a: Tensor, b: Tensor, dilation: int, needs_x: bool
 ) -> tuple[Tensor, ...]:
     return _fake_gradients(x, p, a, b, needs_x)
 
 
-@torch.library.register_fake("fastsep::sep_conv2d_block_backward", lib=library)
+@_fake("sep_conv2d_block_backward")
 def _(
     grad: Tensor, x: Tensor, p: Tensor, a: Tensor, b: Tensor, bias: Tensor,
     dilation: int, pool: int, needs_x: bool,
@@ -171,8 +213,8 @@ def _stack(
     bf16: bool,
 ) -> Tensor:
     """Gradients come block by block; without them the stack runs as one pass."""
-    inputs = [x, *pointwise, *time_taps, *freq_taps, *bias, scale, shift]
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+    inputs = (x, pointwise, time_taps, freq_taps, bias, scale, shift)
+    if torch.is_grad_enabled() and needs_gradients(inputs):
         y = load(x, scale, shift, stripes)
         for block in zip(pointwise, time_taps, freq_taps, bias, dilation, pool, strict=True):
             y = ops.sep_conv2d_block(y, *block)
@@ -186,15 +228,15 @@ def _stack(
 library.impl("sep_conv2d_stack", _stack, "Autograd")
 
 
-def _global_pool(x: Tensor) -> Tensor:
+def _global_pool_mlp(x: Tensor, weight: list[Tensor], bias: list[Tensor]) -> Tensor:
     """With gradients in plain PyTorch, which knows them."""
-    if torch.is_grad_enabled() and x.requires_grad:
-        return global_pool(x)
+    if torch.is_grad_enabled() and needs_gradients((x, weight, bias)):
+        return global_pool_mlp(x, weight, bias)
     with torch._C._AutoDispatchBelowAutograd():
-        return ops.global_pool(x)
+        return ops.global_pool_mlp(x, weight, bias)
 
 
-library.impl("global_pool", _global_pool, "Autograd")
+library.impl("global_pool_mlp", _global_pool_mlp, "Autograd")
 
 
 # Autocast: the floating inputs are cast to autocast's dtype, as those of a convolution are.
@@ -212,20 +254,22 @@ def _register_autocast(name: str, device_type: str, key: str) -> None:
     library.impl(name, cast_and_call, key)
 
 
-for _name in ("sep_conv2d", "sep_conv2d_block", "sep_conv2d_stack"):
+for _name in ("sep_conv2d", "sep_conv2d_block", "sep_conv2d_stack", "global_pool_mlp"):
     _register_autocast(_name, "cpu", "AutocastCPU")
     _register_autocast(_name, "cuda", "AutocastCUDA")
 
 
 # GPU kernels: Python that launches them, imported at the first call. The tail has none of its own.
 
-library.impl("global_pool", global_pool, "CUDA")
+library.impl("global_pool_mlp", global_pool_mlp, "CUDA")
 if interpreted():
-    library.impl("global_pool", global_pool, "CPU")
+    library.impl("global_pool_mlp", global_pool_mlp, "CPU")
 
 
 def _register_launcher(name: str, key: str) -> None:
     def launch(*args: Any) -> Any:
+        if args[0].device.type != key.lower():
+            raise ValueError(f"{name} got tensors on {args[0].device} and on {key.lower()}")
         return getattr(gpu_kernels(name), name)(*args)
 
     library.impl(name, launch, key)

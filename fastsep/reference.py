@@ -92,10 +92,16 @@ def load(x: Tensor, scale: Tensor | None, shift: Tensor | None, stripes: Tensor 
     return x
 
 
-def global_pool(x: Tensor) -> Tensor:
-    """Mean over F, then its maximum over T plus its mean over T: (N, C); T and F at least 1."""
-    rows = x.to(accumulator(x.dtype)).mean(dim=3)
-    return (rows.amax(dim=2) + rows.mean(dim=2)).to(x.dtype)
+def global_pool_mlp(x: Tensor, weight: Sequence[Tensor], bias: Sequence[Tensor]) -> Tensor:
+    """Mean over F, then its maximum over T plus its mean over T, then linear layers with a ReLU
+    between them: (N, channels or outputs of the last layer); T and F at least 1.
+    """
+    wide = accumulator(x.dtype)
+    rows = x.to(wide).mean(dim=3)
+    y = rows.amax(dim=2) + rows.mean(dim=2)
+    for i, (w, b) in enumerate(zip(weight, bias, strict=True)):
+        y = F.linear(torch.relu(y) if i > 0 else y, w.to(wide), b.to(wide))
+    return y.to(x.dtype)
 
 
 def _inside(positions: Tensor, chosen: Tensor, start: Tensor, stop: Tensor) -> Tensor:

@@ -50,11 +50,20 @@ struct Backward {
   int64_t strips, groups;
 };
 
-struct GlobalPool {
+struct Linear {
+  const void* weight;  // (out, in), contiguous
+  const void* bias;    // (out,)
+  int64_t in, out;
+};
+
+// The network's tail: global pooling, then linear layers with a ReLU between them.
+struct Tail {
   DType dtype;
   int64_t channels, frames, bins;  // frames and bins at least 1
   Map x;
-  void* y;  // (N, C), contiguous
+  const Linear* layers;
+  int64_t num_layers;
+  void* y;  // (N, out of the last layer, or channels), contiguous
 };
 
 // Each sweep packs its weights once, then runs work items that need a scratch buffer each.
@@ -79,7 +88,8 @@ struct Kernels {
                        int64_t group);
   void (*backward_reduce)(const Backward&, const void* partials);
 
-  void (*global_pool)(const GlobalPool&, int64_t clip);
+  size_t (*tail_scratch_bytes)(const Tail&);
+  void (*tail_run)(const Tail&, void* scratch, int64_t clip);
 };
 
 const Kernels& kernels_avx512bf16();

@@ -188,6 +188,27 @@ void backward(const Kernels& k, DType dtype, size_t size) {
   k.backward_reduce(job, partials.data);
 }
 
+void tail(const Kernels& k, DType dtype, size_t size) {
+  const int64_t n = draw(1, 3), c = draw(0, 70), t = draw(1, 9), f = draw(1, 40);
+  const Tensor x(size, n, c, t, f, draw(0, 1));
+  std::vector<Buffer> buffers;
+  std::vector<Linear> layers;
+  int64_t width = c;
+  for (int64_t i = draw(0, 3); i > 0; --i) {
+    const int64_t out = draw(0, 40);
+    for (const int64_t values : {out * width, out}) {
+      buffers.emplace_back(size_t(values) * size);
+      fill(buffers.back(), size_t(values) * size, size);
+    }
+    layers.push_back({buffers[buffers.size() - 2].data, buffers.back().data, width, out});
+    width = out;
+  }
+  const Buffer y(size_t(n * width) * size);
+  const Tail job{dtype, c, t, f, x.map, layers.data(), int64_t(layers.size()), y.data};
+  const Buffer scratch(padded(k.tail_scratch_bytes(job)));
+  for (int64_t clip = 0; clip < n; ++clip) k.tail_run(job, scratch.data, clip);
+}
+
 }  // namespace
 
 int main(int, char** argv) {
@@ -213,7 +234,8 @@ int main(int, char** argv) {
       for (const auto& [dtype, size] : dtypes) {
         forward(*kernels, dtype, size);
         backward(*kernels, dtype, size);
-        runs += 2;
+        tail(*kernels, dtype, size);
+        runs += 3;
       }
     }
   }

@@ -85,6 +85,7 @@ def call_stack(arguments: dict[str, Any]) -> Tensor:
 @pytest.mark.parametrize(("arguments", "error", "message"), ANY_FUNCTION, ids=named)
 @pytest.mark.parametrize("call", [call_conv, call_block, call_stack])
 def test_bad_arguments(
+    backend: str,
     call: Callable[[dict[str, Any]], Tensor],
     arguments: dict[str, Any],
     error: type[Exception],

@@ -37,6 +37,18 @@ INPUTS = {
 }
 
 
+@pytest.mark.parametrize("meta", range(5))
+def test_a_mixture_of_devices_is_an_error(weights: Draw, meta: int) -> None:
+    """PyTorch runs the fake kernel then, whose result nothing was written to."""
+    args = [INPUTS["contiguous"], *weights(3, 4, torch.float32)]
+    args[meta] = args[meta].to("meta")
+    with pytest.raises(ValueError, match="got tensors on cpu, meta"):
+        OPS.sep_conv2d_block(*args, 2, 2)
+    x, *columns = args[0], *([w] for w in args[1:])
+    with pytest.raises(ValueError, match="got tensors on cpu, meta"):
+        OPS.sep_conv2d_stack(x, *columns, [2], [2], None, None, None, False)
+
+
 @pytest.mark.usefixtures("cpu_kernels")
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("x", INPUTS.values(), ids=INPUTS)

@@ -1,0 +1,112 @@
+// The network's tail, one clip at a time. Global pooling: the mean over bins, then its maximum over
+// time plus its mean over time; lanes are channels; NaN and infinity of the maximum are in the mean
+// too. Then layers that are linear, with a ReLU between them.
+#pragma once
+
+namespace fastsep::FASTSEP_ISA {
+
+// Sums over the bins of L channels at one time.
+template <class S, class T = Compute<S>>
+FASTSEP_INLINE Vec<T> sum_of_bins(const S* x, const Map& map, int64_t channels, int64_t bins) {
+  constexpr int64_t L = kLanes<T>;
+  Vec<T> sum = {};
+  int64_t f = 0;
+  if (map.c == 1 && channels == L) {
+    for (; f < bins; ++f) sum += load_as<S>(x + f * map.f);
+  } else if (map.f == 1 && channels == L && bins >= L) {
+    Vec<T> square[L] = {};
+    for (; f + L <= bins; f += L) {
+      for (int64_t l = 0; l < L; ++l) square[l] += load_as<S>(x + l * map.c + f);
+    }
+    transpose<T>(square);
+    for (int64_t l = 0; l < L; ++l) sum += square[l];
+  }
+  for (; f < bins; ++f) {
+    for (int64_t l = 0; l < channels; ++l) sum[l] += widen(x[l * map.c + f * map.f]);
+  }
+  return sum;
+}
+
+template <class S, class T = Compute<S>>
+void global_pool(const Tail& job, int64_t n, T* y) {
+  constexpr int64_t L = kLanes<T>;
+  for (int64_t c = 0; c < job.channels; c += L) {
+    const int64_t lanes = least(L, job.channels - c);
+    Vec<T> largest, total;
+    for (int64_t t = 0; t < job.frames; ++t) {
+      const S* x = row_of<S>(job.x, n, t) + c * job.x.c;
+      const Vec<T> sum = sum_of_bins<S>(x, job.x, lanes, job.bins);
+      if (t == 0) {
+        largest = total = sum;
+      } else {
+        largest = sum > largest ? sum : largest;
+        total += sum;
+      }
+    }
+    store(y + c, (largest + total / T(job.frames)) / T(job.bins));
+  }
+}
+
+// y = weight x + bias; whole vectors of x and y may be read and written. Lanes are inputs first, so
+// that weights are read as they lie, then outputs.
+template <class S, class T = Compute<S>>
+void linear(const Linear& layer, const T* x, T* y) {
+  constexpr int64_t L = kLanes<T>;
+  const S* bias = static_cast<const S*>(layer.bias);
+  for (int64_t o = 0; o < layer.out; o += L) {
+    const int64_t lanes = least(L, layer.out - o);
+    const S* weight = static_cast<const S*>(layer.weight) + o * layer.in;
+    const int64_t vectors = layer.in / L * L;
+    Vec<T> square[L] = {}, sum = {};
+    for (int64_t l = 0; l < lanes; ++l) {
+      for (int64_t i = 0; i < vectors; i += L) {
+        square[l] += load_as<S>(weight + l * layer.in + i) * load(x + i);
+      }
+      sum[l] = widen(bias[o + l]);
+      for (int64_t i = vectors; i < layer.in; ++i) sum[l] += widen(weight[l * layer.in + i]) * x[i];
+    }
+    transpose<T>(square);
+    for (int64_t l = 0; l < L; ++l) sum += square[l];
+    store(y + o, sum);
+  }
+}
+
+template <class S>
+class TailSweep {
+  using T = Compute<S>;
+
+ public:
+  static size_t scratch_bytes(const Tail& job) {
+    Bump bump(nullptr);
+    for (int i = 0; i < 2; ++i) bump.take<T>(widest(job));
+    return bump.used();
+  }
+
+  static void run(const Tail& job, void* scratch, int64_t n) {
+    Bump bump(scratch);
+    T* x = bump.take<T>(widest(job));
+    T* y = bump.take<T>(widest(job));
+    global_pool<S>(job, n, y);
+    int64_t out = job.channels;
+    for (int64_t i = 0; i < job.num_layers; ++i) {
+      std::swap(x, y);
+      for (int64_t c = 0; i > 0 && c < out; c += kLanes<T>) store(x + c, relu<T>(load(x + c)));
+      linear<S>(job.layers[i], x, y);
+      out = job.layers[i].out;
+    }
+    S* to = static_cast<S*>(job.y) + n * out;
+    for (int64_t c = 0; c < out; ++c) narrow(y[c], to[c]);
+  }
+
+ private:
+  // Values of the longest vector between two layers, in whole vectors.
+  static int64_t widest(const Tail& job) {
+    int64_t most_values = job.channels;
+    for (int64_t i = 0; i < job.num_layers; ++i) {
+      most_values = most(most_values, job.layers[i].out);
+    }
+    return ceil_div(most_values, kLanes<T>) * kLanes<T>;
+  }
+};
+
+}  // namespace fastsep::FASTSEP_ISA

@@ -221,7 +221,7 @@ int main(int, char** argv) {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
     builds.push_back(&kernels_avx512());
-    if (__builtin_cpu_supports("avx512bf16")) builds.push_back(&kernels_avx512bf16());
+    builds.push_back(&kernels_avx512bf16());  // with emulated_bf16.h
   }
 #endif
   const struct {

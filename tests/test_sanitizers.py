@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FLAGS = ["-std=c++17", "-O1", "-g", "-Wno-psabi", "-fsanitize=address,undefined",
+FLAGS = ["-std=c++17", "-Og", "-g1", "-Wno-psabi", "-fsanitize=address,undefined",
          "-fno-sanitize-recover=all"]  # fmt: skip
 
 

@@ -195,24 +195,20 @@ def _run(name: str, check: Callable[[], None], x: Tensor, *args: Any) -> Tensor:
         raise refused
     check()
     if backend == "reference":
-        plain = getattr(reference, name)
-        return (_cast_and_call if name == "global_pool_mlp" else _plain)(plain, x, *args)
+        return _plain(getattr(reference, name), x, *args)
     return operator(x, *args)
 
 
 def _plain(function: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
-    """The reference for a map, in the map's memory format."""
-    return _cast_and_call(function, x, *args).contiguous(memory_format=memory_format(x))
-
-
-def _cast_and_call(function: Callable[..., Tensor], *args: Any) -> Tensor:
     """The reference, which under autocast must round where the kernels do and nowhere else."""
-    device_type = args[0].device.type
-    if not _autocasts(device_type):
-        return function(*args)
-    args = _cast(args, device_type, torch.get_autocast_dtype(device_type))
-    with torch.autocast(device_type, enabled=False):
-        return function(*args)
+    device_type = x.device.type
+    if _autocasts(device_type):
+        x, *args = _cast((x, *args), device_type, torch.get_autocast_dtype(device_type))
+        with torch.autocast(device_type, enabled=False):
+            y = function(x, *args)
+    else:
+        y = function(x, *args)
+    return y.contiguous(memory_format=memory_format(x)) if y.dim() == 4 else y
 
 
 def _autocasts(device_type: str) -> bool:

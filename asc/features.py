@@ -66,7 +66,8 @@ class LogMel(nn.Module):
             raise ValueError(
                 f"waveform must have at least {N_FFT // 2 + 1} samples, got {waveform.shape[-1]}"
             )
-        if not (waveform.abs() <= MAX_AMPLITUDE).all():  # written so that NaN fails too
+        # Written so that NaN fails too.
+        if waveform.numel() > 0 and not waveform.abs().max() <= MAX_AMPLITUDE:
             raise ValueError("waveform must be finite: it holds NaN, infinite or huge samples")
         waveform = torch.atleast_2d(waveform)
         with torch.autocast(waveform.device.type, enabled=False):  # bf16 would cost whole dB

@@ -35,8 +35,8 @@ class Inference {
           direct(b.in == 1),
           batch(!direct && b.relu && b.pool == 2 && reach_t == 2 && reach_f == 2 ? 2 : 1),
           packed(weights, b),
-          z(scratch, least(batch * b.pool + 2 * reach_t, t), direct ? 1 : b.out, f, t, reach_f,
-            direct ? 1 : L),
+          z(scratch, least(most(batch * b.pool + 2 * reach_t, 2 * b.pool + reach_t), t),
+            direct ? 1 : b.out, f, t, reach_f, direct ? 1 : L),
           pairs(scratch.take<uint32_t>(dot ? row_size<T>(b.in, f) : 0)),
           y_size(row_size<T>(b.out, bins_out)),
           y(scratch.take<T>(batch * y_size)),
@@ -55,7 +55,9 @@ class Inference {
     bool direct;               // one input channel: the cross reads x itself and there is no z
     int64_t batch;             // how many pooled rows are finished at once, if there are as many
     Packed packed;
-    Ring<T> z;        // or of x, if direct
+    // Of z, or of x if direct. As many rows as the pooled rows finished at once reach; or, where a
+    // strip starts, as it may take (reach + 2 pool - 1) with the first of its own.
+    Ring<T> z;
     uint32_t* pairs;  // the row to project, if dot
     int64_t y_size;
     T* y;              // the finished rows, blocked, no padding

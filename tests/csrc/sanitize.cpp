@@ -99,29 +99,32 @@ void run_together(const Kernels& k, const Forward& job, const void* weights) {
 }
 
 void forward(const Kernels& k, DType dtype, size_t size) {
-  const bool is_long = draw(0, 2) == 0;
-  const int64_t n = draw(1, 3), t = is_long ? draw(20, 150) : draw(1, 20);
-  const int64_t f = is_long ? draw(1, 12) : draw(1, 40);
+  // Long and slim maps, deep enough for every kind of place where strips can meet; or short ones.
+  const bool is_long = draw(0, 1) == 0;
+  const int64_t n = draw(1, is_long ? 2 : 3), t = is_long ? draw(20, 300) : draw(1, 20);
+  const int64_t f = is_long ? draw(1, 16) : draw(1, 40);
   const bool single = draw(0, 1) == 0;
   std::vector<Weights> weights;
   std::vector<Block> blocks;
   int64_t channels = draw(0, 2) == 0 ? 1 : draw(0, 40), frames = t, bins = f;
   const int64_t first = channels;
-  for (int64_t i = draw(1, 3); i > 0; --i) {
-    const int64_t out = draw(1, 90), pool = draw(1, 3);
-    if (frames / pool == 0 || bins / pool == 0) break;
+  for (int64_t i = draw(is_long ? 2 : 1, 3); i > 0; --i) {
+    const int64_t out = draw(1, is_long ? 4 : 90), pool = draw(1, 4);
+    if (frames / pool == 0 || bins / pool == 0) continue;
     frames /= pool;
     bins /= pool;
     weights.emplace_back(size, channels, out);
     const Weights& w = weights.back();
     blocks.push_back({w.pointwise.data, w.time.data, w.freq.data, single ? nullptr : w.bias.data,
-                      channels, out, draw(1, 4) == 4 ? 1000 : draw(1, 3), pool, true});
+                      channels, out, draw(1, 8) == 8 ? 1000 : draw(1, is_long ? 2 : 3), pool,
+                      true});
     channels = out;
   }
   if (blocks.empty()) return;
   const Tensor x(size, n, first, t, f, draw(0, 1)), y(size, n, channels, frames, bins, draw(0, 1));
   const Buffer scale(size_t(f) * size), shift(size_t(f) * size);
-  const int32_t stripes[] = {0, -5, 3, 1, 2, 1000, 1, 5, 2, 7, 0, 9};
+  for (const Buffer* buffer : {&scale, &shift}) fill(*buffer, size_t(f) * size, size);
+  const int32_t stripes[] = {0, -5, 3, 1, 9, 1000, 1, 5, 2, 7, 0, 9};
   std::vector<int32_t> all;
   for (int64_t i = 0; i < n; ++i) all.insert(all.end(), stripes, stripes + 12);
   Forward job{
@@ -144,7 +147,7 @@ void forward(const Kernels& k, DType dtype, size_t size) {
   job.strips = 1;
   const std::vector<char> whole = run_alone();
   check(in_strips == whole, "strips alone");
-  job.strips = k.forward_strips(job, draw(2, 5));
+  job.strips = k.forward_strips(job, is_long ? draw(2, 8) : draw(2, 3));
   if (job.strips == 1) return;
   std::memset(y.buffer.data, 0, y.bytes);
   run_together(k, job, packed.data);

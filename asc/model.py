@@ -79,15 +79,20 @@ class _Network(nn.Module):
 
     def head(self, x: Tensor) -> Tensor:
         """Feature map (N, 128, T, F) -> logits (N, classes)."""
-        if self.dropout.training:
-            return self.mlp(global_pool_mlp(x))
         fc1, fc2 = self.fc1, self.fc2
+        if self.dropout.training or not (_is_bare(fc1) and _is_bare(fc2)):
+            return self.mlp(global_pool_mlp(x))
         return global_pool_mlp(x, ((fc1.weight, fc1.bias), (fc2.weight, fc2.bias)))
 
     def mlp(self, x: Tensor) -> Tensor:
         """Pooled vectors (N, 128) -> logits (N, classes)."""
         x = torch.relu(self.fc1(self.dropout(x)))
         return self.fc2(self.dropout(x))
+
+
+def _is_bare(layer: nn.Module) -> bool:
+    """Whether calling the layer is x weight^T + bias and nothing else: not quantised, no hooks."""
+    return type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 class Cnn6Sep(_Network):

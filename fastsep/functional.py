@@ -2,7 +2,8 @@
 
 All functions are differentiable once in every floating argument, deterministic, and never return a
 view of an input. float16 and bfloat16 accumulate in float32 and round once. Under autocast the
-arguments are cast as a convolution's are.
+arguments are cast as a convolution's are. Under the transforms of torch.func and in forward mode
+everything runs in plain PyTorch.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.amp.autocast_mode import _cast
+from torch.autograd import forward_ad
 
 from fastsep import reference
 from fastsep.backends import select
-from fastsep.ops import call, memory_format, ops
+from fastsep.ops import memory_format, needs_gradients, ops
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -133,7 +135,7 @@ def sep_conv2d_stack(
             _check_block(x, channels, f"blocks[{i}].", *block[:4], needs_bias=True)
             channels = block.pointwise.shape[0]
 
-    if select(x.device) in ("cpu", "triton"):
+    if _backend(x) in ("cpu", "triton"):
         columns = [list(column) for column in zip(*blocks, strict=True)]
         bf16 = compute == "bf16"
         return _run("sep_conv2d_stack", check, x, *columns, scale, shift, stripes, bf16)
@@ -181,14 +183,16 @@ def global_pool_mlp(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]] = ()) -> 
 def _run(name: str, check: Callable[[], None], x: Tensor, *args: Any) -> Tensor:
     """Runs an operator on arguments in which `check` finds what is wrong.
 
-    The C++ kernels check for themselves, and faster than Python could: of one clip's time it would
-    show. Only if they refuse has `check` the better words for it.
+    Plain inference on a CPU is so fast for one clip that checks in Python would show, as would
+    autograd, which is Python for these operators. The C++ kernels check for themselves; only if
+    they refuse has `check` the better words for it.
     """
-    backend = select(x.device)
+    backend = _backend(x)
     operator = getattr(ops, name)
-    if backend == "cpu" and not torch.compiler.is_compiling():
+    if backend == "cpu" and _is_plain_inference(x, args):
         try:
-            return call(operator, x, *args)
+            with torch._C._AutoDispatchBelowAutograd():
+                return operator(x, *args)
         except Exception as error:
             refused = error
         check()
@@ -197,6 +201,22 @@ def _run(name: str, check: Callable[[], None], x: Tensor, *args: Any) -> Tensor:
     if backend == "reference":
         return _plain(getattr(reference, name), x, *args)
     return operator(x, *args)
+
+
+def _backend(x: Tensor) -> str:
+    """As `select`, but what PyTorch's own operators alone know how to transform goes to them."""
+    backend = select(x.device)
+    if torch.compiler.is_compiling():
+        return backend
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return "reference" if transformed else backend
+
+
+def _is_plain_inference(x: Tensor, args: tuple[Any, ...]) -> bool:
+    """Whether there is nothing to trace or differentiate, so that x's kernel will run."""
+    if type(x) is not Tensor or torch.compiler.is_compiling():
+        return False
+    return not (torch.is_grad_enabled() and needs_gradients((x, *args)))
 
 
 def _plain(function: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:

@@ -37,17 +37,6 @@ library.define("global_pool_mlp(Tensor x, Tensor[] weight, Tensor[] bias) -> Ten
 ops = torch.ops.fastsep
 
 
-def call(operator: Any, *args: Any) -> Any:
-    """The operator; past autograd, which is slow Python here, if there is nothing to differentiate.
-
-    Not for code that torch.compile traces.
-    """
-    if torch.is_grad_enabled() and needs_gradients(args):
-        return operator(*args)
-    with torch._C._AutoDispatchBelowAutograd():
-        return operator(*args)
-
-
 def needs_gradients(args: Iterable[Any]) -> bool:
     return any([tensor.requires_grad for tensor in tensors_of(args)])  # a generator is slower
 

@@ -168,6 +168,21 @@ def test_dropout_only_in_training() -> None:
     assert torch.equal(model(x), model(x))
 
 
+def test_what_is_done_to_the_linear_layers_shows() -> None:
+    """In eval mode the tail is one operator, unless a layer was hooked or replaced."""
+    model = Cnn6Sep().eval()
+    x = logmels(2).float()
+    with torch.inference_mode():
+        expected = model(x)
+        seen: list[Tensor] = []
+        hook = model.fc1.register_forward_hook(lambda module, args, output: seen.append(output))
+        torch.testing.assert_close(model(x), expected)
+        assert [tuple(output.shape) for output in seen] == [(2, 128)]
+        hook.remove()
+        model.fc2 = nn.Sequential(model.fc2, nn.Softmax(1))
+        torch.testing.assert_close(model(x), expected.softmax(1))
+
+
 def test_num_classes_must_be_positive() -> None:
     with pytest.raises(ValueError, match="num_classes"):
         Cnn6Sep(0)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastsep
 
@@ -381,3 +382,57 @@ def test_channels_last_is_kept_by_a_stack(backend: str, weights: Draw, gradients
     w = [t.requires_grad_(gradients) for t in weights(3, 7, torch.float32)]
     for y in (conv(x, *w), block(x, *w), stack(x, *w)):
         assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def _of_each_function(weights: Draw) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The public functions of x (N, 3, T, F) alone, in float64."""
+    block = weights(3, 4, torch.float64)
+    layer = random(5, 3, dtype=torch.float64), random(5, dtype=torch.float64)
+    return {
+        "conv": lambda x: fastsep.sep_conv2d(x, *block),
+        "block": lambda x: fastsep.sep_conv2d_block(x, *block),
+        "stack": lambda x: fastsep.sep_conv2d_stack(x, [fastsep.BlockParameters(*block)]),
+        "tail": lambda x: fastsep.global_pool_mlp(x, [layer]),
+    }
+
+
+FUNCTIONS = ("conv", "block", "stack", "tail")
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_vmap(weights: Draw, name: str) -> None:
+    function = _of_each_function(weights)[name]
+    x = random(3, 2, 3, 6, 5, dtype=torch.float64).requires_grad_()
+    each = torch.stack([function(one) for one in x])
+    (expected,) = torch.autograd.grad(each.square().sum(), x)
+    y = torch.func.vmap(function)(x)
+    torch.testing.assert_close(y, each)
+    torch.testing.assert_close(torch.autograd.grad(y.square().sum(), x)[0], expected)
+    grad = torch.func.grad(lambda one: function(one).square().sum())
+    torch.testing.assert_close(torch.func.vmap(grad)(x), expected)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_forward_mode(weights: Draw, name: str) -> None:
+    """What backward mode makes of a direction, forward mode makes of it too."""
+    function = _of_each_function(weights)[name]
+    x, direction = (random(2, 3, 6, 5, dtype=torch.float64, seed=i) for i in range(2))
+    y, tangent = torch.func.jvp(function, (x,), (direction,))
+    leaf = x.clone().requires_grad_()
+    cotangent = random(*y.shape, dtype=torch.float64, seed=2)
+    (gradient,) = torch.autograd.grad(function(leaf), leaf, cotangent)
+    torch.testing.assert_close((tangent * cotangent).sum(), (gradient * direction).sum())
+    with torch.autograd.forward_ad.dual_level():
+        dual = function(torch.autograd.forward_ad.make_dual(x, direction))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, tangent)
+
+
+def test_fake_tensors_are_checked(weights: Draw) -> None:
+    with FakeTensorMode():
+        x, (_, a, b, c) = torch.empty(2, 4, 6, 5), weights(4, 6, torch.float32)
+        for bad, error in (
+            (torch.empty(6, 5), ValueError),
+            (torch.empty(6, 4).double(), TypeError),
+        ):
+            with pytest.raises(error, match="pointwise"):
+                fastsep.sep_conv2d_stack(x, [fastsep.BlockParameters(bad, a, b, c)])

@@ -156,16 +156,18 @@ BAD_LAYERS = {
     ),
     "bias": ([(torch.ones(4, 3), torch.ones(3))], ValueError, r"layers\[0\] bias must be"),
     "no bias": ([(torch.ones(4, 3), None)], TypeError, r"layers\[0\] bias must be a tensor"),
+    "meta": ([(torch.ones(4, 3, device="meta"), torch.ones(4))], ValueError, "is on meta"),
     "dtype": ([(torch.ones(4, 3).double(), torch.ones(4))], TypeError, "convert one"),
 }
 
 
+@pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize(("layers", "error", "message"), BAD_LAYERS.values(), ids=BAD_LAYERS)
 def test_layers_that_do_not_fit_are_an_error(
-    backend: str, layers: Layers, error: type[Exception], message: str
+    backend: str, layers: Layers, error: type[Exception], message: str, requires_grad: bool
 ) -> None:
     with pytest.raises(error, match=message):
-        global_pool_mlp(random(2, 3, 4, 5), layers)
+        global_pool_mlp(random(2, 3, 4, 5).requires_grad_(requires_grad), layers)
 
 
 def test_the_operator_itself_refuses_what_does_not_fit(cpu_kernels: None) -> None:

@@ -14,6 +14,11 @@ HOP = 1024
 MAX_AMPLITUDE = 1e15
 
 
+def is_bounded(waveform: Tensor) -> bool:
+    """Whether no sample is NaN, infinite or beyond `MAX_AMPLITUDE`."""
+    return waveform.numel() == 0 or bool(waveform.abs().max() <= MAX_AMPLITUDE)
+
+
 class LogMel(nn.Module):
     """Log-mel spectrogram of 44.1 kHz mono audio, as in the DCASE 2021 Task 1A report.
 
@@ -66,8 +71,7 @@ class LogMel(nn.Module):
             raise ValueError(
                 f"waveform must have at least {N_FFT // 2 + 1} samples, got {waveform.shape[-1]}"
             )
-        # Written so that NaN fails too.
-        if waveform.numel() > 0 and not waveform.abs().max() <= MAX_AMPLITUDE:
+        if not is_bounded(waveform):
             raise ValueError("waveform must be finite: it holds NaN, infinite or huge samples")
         waveform = torch.atleast_2d(waveform)
         with torch.autocast(waveform.device.type, enabled=False):  # bf16 would cost whole dB

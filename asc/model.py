@@ -92,7 +92,9 @@ class _Network(nn.Module):
 
 def _is_bare(layer: nn.Module) -> bool:
     """Whether calling the layer is x weight^T + bias and nothing else: not quantised, no hooks."""
-    return type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
+    if type(layer) is not nn.Linear or layer.bias is None:
+        return False
+    return not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 class Cnn6Sep(_Network):

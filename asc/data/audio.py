@@ -9,7 +9,7 @@ from torch import Tensor
 from torchaudio.functional import resample
 
 from asc.errors import UserError
-from asc.features import CLIP_SAMPLES, MAX_AMPLITUDE, SAMPLE_RATE
+from asc.features import CLIP_SAMPLES, SAMPLE_RATE, is_bounded
 
 # The resampling filter holds about (rate in / gcd) * (rate out / gcd) float32 values: 1 GiB here.
 MAX_RESAMPLING_TAPS = 2**28
@@ -51,7 +51,7 @@ def read_audio(path: str | Path, *, max_seconds: float | None = None) -> Tensor:
         raise UserError(f"{path}: holds no audio samples")
 
     waveform = torch.from_numpy(samples).mean(dim=1)
-    if not (waveform.abs() <= MAX_AMPLITUDE).all():  # written so that NaN fails too
+    if not is_bounded(waveform):
         raise UserError(f"{path}: holds NaN, infinite or huge samples")
     if rate == SAMPLE_RATE:
         return waveform

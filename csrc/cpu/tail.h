@@ -89,7 +89,9 @@ class TailSweep {
     global_pool<S>(job, n, y);
     int64_t out = job.channels;
     for (int64_t i = 0; i < job.num_layers; ++i) {
-      std::swap(x, y);
+      T* const last = y;
+      y = x;
+      x = last;
       for (int64_t c = 0; i > 0 && c < out; c += kLanes<T>) store(x + c, relu<T>(load(x + c)));
       linear<S>(job.layers[i], x, y);
       out = job.layers[i].out;

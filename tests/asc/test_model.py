@@ -181,6 +181,8 @@ def test_what_is_done_to_the_linear_layers_shows() -> None:
         hook.remove()
         model.fc2 = nn.Sequential(model.fc2, nn.Softmax(1))
         torch.testing.assert_close(model(x), expected.softmax(1))
+        model.fc2 = nn.Linear(128, 7, bias=False)
+        assert model(x).shape == (2, 7)
 
 
 def test_num_classes_must_be_positive() -> None:

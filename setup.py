@@ -26,12 +26,16 @@ def extensions() -> tuple[list, dict]:
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
     common = {"define_macros": [("TORCH_TARGET_VERSION", ABI)], "py_limited_api": True}
-    cxx = ["-O3", "-std=c++17", "-Wall", "-Wextra", "-Wno-psabi", "-ffp-contract=fast",
+    cxx = ["-O3", "-std=c++20", "-Wall", "-Wextra", "-Wno-psabi", "-ffp-contract=fast",
            "-fvisibility=hidden", "-g0"]  # fmt: skip
     found = [
         CppExtension(
             "fastsep._cpu",
-            ["csrc/register.cpp", *sorted(map(str, Path("csrc/cpu").glob("isa_*.cpp")))],
+            [
+                str(path)
+                for where in ("csrc/ops", "csrc/cpu")
+                for path in sorted(Path(where).glob("*.cpp"))
+            ],
             extra_compile_args={"cxx": cxx},
             **common,
         )
@@ -51,7 +55,7 @@ def extensions() -> tuple[list, dict]:
             CUDAExtension(
                 "fastsep._cuda",
                 ["csrc/cuda/cross.cu"],
-                extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++17", "-DUSE_CUDA"]},
+                extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++20", "-DUSE_CUDA"]},
                 **common,
             )
         )

@@ -39,7 +39,7 @@ def test_the_source_distribution_holds_every_tracked_source(tmp_path: Path) -> N
         for path in (ROOT / folder).rglob("*")
         if path.suffix in {".py", ".cpp", ".h", ".inc", ".cu"}
     }
-    assert {"csrc/register.cpp", "csrc/cpu/kernels.h", "csrc/cuda/cross.cu"} <= wanted
+    assert {"csrc/ops/library.cpp", "csrc/cpu/kernels.h", "csrc/cuda/cross.cu"} <= wanted
     assert wanted | {"setup.py", "pyproject.toml", "LICENSE", "README.md"} <= names
 
 

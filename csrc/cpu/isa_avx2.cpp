@@ -1,17 +1,6 @@
 // AVX2 with FMA.
 #if defined(__x86_64__)
-#include <cstddef>
-#include <cstdint>
-#include <cstring>
-#include <new>
-#include <type_traits>
-#include <utility>
-
-#include <sched.h>
-
-#include <immintrin.h>
-
-#include "kernels.h"
+#include "standard.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)

@@ -1,14 +1,5 @@
 // What every machine of the architecture has: SSE2 on x86-64, NEON on AArch64.
-#include <cstddef>
-#include <cstdint>
-#include <cstring>
-#include <new>
-#include <type_traits>
-#include <utility>
-
-#include <sched.h>
-
-#include "kernels.h"
+#include "standard.h"
 
 #define FASTSEP_ISA baseline
 #define FASTSEP_VECTOR_BYTES 16

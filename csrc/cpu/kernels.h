@@ -1,5 +1,6 @@
-// What the compiled kernels of one instruction set offer to register.cpp: plain data, no torch
-// types.
+// What the kernels of one instruction set offer to csrc/ops: jobs as plain data and, for each
+// sweep, a small table of functions. No torch types, no allocation: buffers come from the caller,
+// aligned to 64 bytes and of the size that the table's *_bytes functions say.
 #pragma once
 
 #include <cstddef>
@@ -15,39 +16,68 @@ struct Map {
   int64_t n, c, t, f;
 };
 
-// One block; weights are contiguous and of the maps' dtype. bias may be null.
+// What the first block reads: x, then scale x + shift in every bin, then the stripes set to 0.
+struct Input {
+  Map x;
+  int64_t clips, channels, frames, bins;
+  const void* scale;  // (F,), or null
+  const void* shift;
+  const int32_t* stripes;  // (N, num_stripes, 3) of (axis, start, stop), or null
+  int64_t num_stripes;
+};
+
+// One block; weights are contiguous and of the maps' dtype.
 struct Block {
   const void* pointwise;  // (out, in)
   const void* time_taps;  // (out, 3)
   const void* freq_taps;  // (out, 3)
-  const void* bias;       // (out,)
+  const void* bias;       // (out,), or null
   int64_t in, out, dilation, pool;
   bool relu;
 };
 
-struct Forward {
+// A stack of blocks without gradients.
+struct Infer {
   DType dtype;
-  int64_t clips, frames, bins;
+  Input input;
   const Block* blocks;
   int64_t num_blocks;
-  Map x, y;
-  const void* scale;  // per-bin affine, (F,), or null
-  const void* shift;
-  const int32_t* stripes;  // (N, num_stripes, 3) of (axis, start, stop), or null
-  int64_t num_stripes;
-  bool bf16;       // whether float32 maps may be rounded to bfloat16 for the products
-  int64_t strips;  // each clip is cut into this many strips of time
+  Map y;
+  bool bf16;      // whether float32 maps may be rounded to bfloat16 for the products
+  int64_t spans;  // each clip is cut into this many spans of time
+};
+
+struct InferKernels {
+  size_t (*weights_bytes)(const Infer&);
+  void (*pack)(const Infer&, void* weights);
+  size_t (*scratch_bytes)(const Infer&);
+  // One span of one clip. With seams, spans take what they need of each other's rows: all spans
+  // have to run at the same time, each through all clips in order. Without, they compute it.
+  void (*run)(const Infer&, const void* weights, void* scratch, void* seams, int64_t clip,
+              int64_t span);
+  size_t (*seams_bytes)(const Infer&);
+  void (*clear_seams)(const Infer&, void* seams);
+  int64_t (*most_spans)(const Infer&, int64_t wanted);  // that are all long enough to have seams
 };
 
 // Gradients of a single block. Work is summed in `groups` partial sums, so that the result depends
 // on shapes only, not on threads.
-struct Backward {
+struct Gradient {
   DType dtype;
-  int64_t clips, frames, bins;
+  Input input;
   Block block;
-  Map x, grad, dx;  // dx.data is null when it is not wanted
+  Map grad, dx;  // dx.data is null when it is not wanted
   void *d_pointwise, *d_time_taps, *d_freq_taps, *d_bias;
-  int64_t strips, groups;
+  int64_t spans, groups;
+};
+
+struct GradientKernels {
+  size_t (*weights_bytes)(const Gradient&);
+  void (*pack)(const Gradient&, void* weights);
+  size_t (*scratch_bytes)(const Gradient&);
+  size_t (*partial_bytes)(const Gradient&);  // of one group
+  void (*run)(const Gradient&, const void* weights, void* scratch, void* partial, int64_t group);
+  void (*reduce)(const Gradient&, const void* partials);
 };
 
 struct Linear {
@@ -56,40 +86,26 @@ struct Linear {
   int64_t in, out;
 };
 
-// The network's tail: global pooling, then linear layers with a ReLU between them.
-struct Tail {
+// The network's head: global pooling, then linear layers with a ReLU between them.
+struct Head {
   DType dtype;
-  int64_t channels, frames, bins;  // frames and bins at least 1
   Map x;
+  int64_t channels, frames, bins;  // frames and bins at least 1
   const Linear* layers;
   int64_t num_layers;
   void* y;  // (N, out of the last layer, or channels), contiguous
 };
 
-// Each sweep packs its weights once, then runs work items that need a scratch buffer each.
-// All buffers are aligned to 64 bytes.
+struct HeadKernels {
+  size_t (*scratch_bytes)(const Head&);
+  void (*run)(const Head&, void* scratch, int64_t clip);
+};
+
+// The tables of an instruction set, of which the job's dtype chooses.
 struct Kernels {
-  size_t (*forward_weights_bytes)(const Forward&);
-  size_t (*forward_scratch_bytes)(const Forward&);
-  void (*forward_pack)(const Forward&, void* weights);
-  // One strip of one clip. With seams, strips take what they need of each other's rows: all strips
-  // have to run at the same time, each through all clips in order. Without, they compute it.
-  void (*forward_run)(const Forward&, const void* weights, void* scratch, void* seams, int64_t clip,
-                      int64_t strip);
-  size_t (*forward_seams_bytes)(const Forward&);
-  void (*forward_clear_seams)(const Forward&, void* seams);
-  int64_t (*forward_strips)(const Forward&, int64_t wanted);  // the most that are long enough
-
-  size_t (*backward_weights_bytes)(const Backward&);
-  size_t (*backward_scratch_bytes)(const Backward&);
-  size_t (*backward_partial_bytes)(const Backward&);  // of one group
-  void (*backward_pack)(const Backward&, void* weights);
-  void (*backward_run)(const Backward&, const void* weights, void* scratch, void* partial,
-                       int64_t group);
-  void (*backward_reduce)(const Backward&, const void* partials);
-
-  size_t (*tail_scratch_bytes)(const Tail&);
-  void (*tail_run)(const Tail&, void* scratch, int64_t clip);
+  const InferKernels& (*infer)(const Infer&);
+  const GradientKernels& (*gradient)(const Gradient&);
+  const HeadKernels& (*head)(const Head&);
 };
 
 const Kernels& kernels_avx512bf16();

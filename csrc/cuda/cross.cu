@@ -28,7 +28,7 @@ struct Shape {
 // One thread computes one output value. T accumulates, S is stored.
 template <class S, class T>
 __global__ void cross_kernel(const S* z, const S* time, const S* freq, const S* bias, S* y,
-                             Shape shape, int64_t count, bool rectify) {
+                             Shape shape, int64_t count, bool relu) {
   const int64_t frames_out = shape.frames / shape.pool, bins_out = shape.bins / shape.pool;
   const int64_t d = shape.dilation;
   for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < count;
@@ -46,7 +46,7 @@ __global__ void cross_kernel(const S* z, const S* time, const S* freq, const S* 
         if (t + d < shape.frames) value += T(time[3 * c + 2]) * T(at[d * shape.bins]);
         if (f >= d) value += T(freq[3 * c]) * T(at[-d]);
         if (f + d < shape.bins) value += T(freq[3 * c + 2]) * T(at[d]);
-        sum += rectify && value < T(0) ? T(0) : value;  // keeps NaN
+        sum += relu && value < T(0) ? T(0) : value;  // keeps NaN
       }
     }
     y[i] = S(sum / T(shape.pool * shape.pool));
@@ -55,7 +55,7 @@ __global__ void cross_kernel(const S* z, const S* time, const S* freq, const S* 
 
 template <class S>
 void launch(const Tensor& z, const Tensor& time, const Tensor& freq,
-            const std::optional<Tensor>& bias, const Tensor& y, Shape shape, bool rectify) {
+            const std::optional<Tensor>& bias, const Tensor& y, Shape shape, bool relu) {
   using T = std::conditional_t<std::is_same_v<S, double>, double, float>;
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(z.get_device_index(), &stream));
@@ -65,13 +65,13 @@ void launch(const Tensor& z, const Tensor& time, const Tensor& freq,
       static_cast<const S*>(z.data_ptr()), static_cast<const S*>(time.data_ptr()),
       static_cast<const S*>(freq.data_ptr()),
       bias.has_value() ? static_cast<const S*>(bias->data_ptr()) : nullptr,
-      static_cast<S*>(y.data_ptr()), shape, count, rectify);
+      static_cast<S*>(y.data_ptr()), shape, count, relu);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 // z (N, C, T, F); taps (C, 3); bias (C,) -> (N, C, T // pool, F // pool), contiguous.
 Tensor cross(Tensor z, Tensor time, Tensor freq, std::optional<Tensor> bias, int64_t dilation,
-             int64_t pool, bool rectify) {
+             int64_t pool, bool relu) {
   STD_TORCH_CHECK(z.dim() == 4 && z.is_cuda(), "z must be a CUDA tensor (N, C, T, F)");
   STD_TORCH_CHECK(dilation >= 1 && pool >= 1, "dilation and pool must be at least 1");
   for (const Tensor* w : {&time, &freq, bias.has_value() ? &*bias : &time}) {
@@ -94,16 +94,16 @@ Tensor cross(Tensor z, Tensor time, Tensor freq, std::optional<Tensor> bias, int
   if (y.numel() == 0) return y;
   switch (z.scalar_type()) {
     case ScalarType::Float:
-      launch<float>(z, time, freq, bias, y, shape, rectify);
+      launch<float>(z, time, freq, bias, y, shape, relu);
       break;
     case ScalarType::Double:
-      launch<double>(z, time, freq, bias, y, shape, rectify);
+      launch<double>(z, time, freq, bias, y, shape, relu);
       break;
     case ScalarType::BFloat16:
-      launch<torch::headeronly::BFloat16>(z, time, freq, bias, y, shape, rectify);
+      launch<torch::headeronly::BFloat16>(z, time, freq, bias, y, shape, relu);
       break;
     case ScalarType::Half:
-      launch<torch::headeronly::Half>(z, time, freq, bias, y, shape, rectify);
+      launch<torch::headeronly::Half>(z, time, freq, bias, y, shape, relu);
       break;
     default:
       STD_TORCH_CHECK(false, "z must be float32, float64, bfloat16 or float16");
@@ -117,7 +117,7 @@ Tensor cross(Tensor z, Tensor time, Tensor freq, std::optional<Tensor> bias, int
 STABLE_TORCH_LIBRARY(fastsep_cuda, m) {
   m.def(
       "cross(Tensor z, Tensor time_taps, Tensor freq_taps, Tensor? bias, int dilation, int pool, "
-      "bool rectify) -> Tensor");
+      "bool relu) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastsep_cuda, CUDA, m) { m.impl("cross", TORCH_BOX(&fastsep::cross)); }

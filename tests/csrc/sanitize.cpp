@@ -1,5 +1,5 @@
 // Runs every kernel on awkward shapes with buffers of exactly the right size, for a build with
-// -fsanitize=address,undefined or -fsanitize=thread to watch, and checks that strips of time that
+// -fsanitize=address,undefined or -fsanitize=thread to watch, and checks that spans of time that
 // run together give the bits of whole clips. Usage: sanitize SEED
 #include <cstdio>
 #include <cstdlib>
@@ -82,24 +82,24 @@ struct Weights {
 
 size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// All strips at the same time, each through all clips.
-void run_together(const Kernels& k, const Forward& job, const void* weights) {
-  const Buffer seams(padded(k.forward_seams_bytes(job)));
-  k.forward_clear_seams(job, seams.data);
+// All spans at the same time, each through all clips.
+void run_together(const InferKernels& k, const Infer& job, const void* weights) {
+  const Buffer seams(padded(k.seams_bytes(job)));
+  k.clear_seams(job, seams.data);
   std::vector<std::thread> threads;
-  for (int64_t strip = 0; strip < job.strips; ++strip) {
-    threads.emplace_back([&, strip] {
-      const Buffer scratch(padded(k.forward_scratch_bytes(job)));
-      for (int64_t clip = 0; clip < job.clips; ++clip) {
-        k.forward_run(job, weights, scratch.data, seams.data, clip, strip);
+  for (int64_t span = 0; span < job.spans; ++span) {
+    threads.emplace_back([&, span] {
+      const Buffer scratch(padded(k.scratch_bytes(job)));
+      for (int64_t clip = 0; clip < job.input.clips; ++clip) {
+        k.run(job, weights, scratch.data, seams.data, clip, span);
       }
     });
   }
   for (std::thread& thread : threads) thread.join();
 }
 
-void forward(const Kernels& k, DType dtype, size_t size) {
-  // Long and slim maps, deep enough for every kind of place where strips can meet; or short ones.
+void infer(const Kernels& kernels, DType dtype, size_t size) {
+  // Long and slim maps, deep enough for every kind of place where spans can meet; or short ones.
   const bool is_long = draw(0, 1) == 0;
   const int64_t n = draw(1, is_long ? 2 : 3), t = is_long ? draw(20, 300) : draw(1, 20);
   const int64_t f = is_long ? draw(1, 16) : draw(1, 40);
@@ -127,35 +127,41 @@ void forward(const Kernels& k, DType dtype, size_t size) {
   const int32_t stripes[] = {0, -5, 3, 1, 9, 1000, 1, 5, 2, 7, 0, 9};
   std::vector<int32_t> all;
   for (int64_t i = 0; i < n; ++i) all.insert(all.end(), stripes, stripes + 12);
-  Forward job{
-      dtype,      n,          t,          f, blocks.data(),   int64_t(blocks.size()), x.map, y.map,
-      scale.data, shift.data, all.data(), 4, draw(0, 1) == 1, draw(1, frames)};
-  const Buffer packed(padded(k.forward_weights_bytes(job)));
-  k.forward_pack(job, packed.data);
+  Infer job{};
+  job.dtype = dtype;
+  job.input = {x.map, n, first, t, f, scale.data, shift.data, all.data(), 4};
+  job.blocks = blocks.data();
+  job.num_blocks = int64_t(blocks.size());
+  job.y = y.map;
+  job.bf16 = draw(0, 1) == 1;
+  job.spans = draw(1, frames);
+  const InferKernels& k = kernels.infer(job);
+  const Buffer packed(padded(k.weights_bytes(job)));
+  k.pack(job, packed.data);
   const auto run_alone = [&] {
     for (int64_t clip = 0; clip < n; ++clip) {
-      for (int64_t strip = 0; strip < job.strips; ++strip) {
-        const Buffer scratch(padded(k.forward_scratch_bytes(job)));
-        k.forward_run(job, packed.data, scratch.data, nullptr, clip, strip);
+      for (int64_t span = 0; span < job.spans; ++span) {
+        const Buffer scratch(padded(k.scratch_bytes(job)));
+        k.run(job, packed.data, scratch.data, nullptr, clip, span);
       }
     }
     std::vector<char> bytes(y.bytes);
     std::memcpy(bytes.data(), y.buffer.data, y.bytes);
     return bytes;
   };
-  const std::vector<char> in_strips = run_alone();
-  job.strips = 1;
+  const std::vector<char> in_spans = run_alone();
+  job.spans = 1;
   const std::vector<char> whole = run_alone();
-  check(in_strips == whole, "strips alone");
-  job.strips = k.forward_strips(job, is_long ? draw(2, 8) : draw(2, 3));
-  if (job.strips == 1) return;
+  check(in_spans == whole, "spans alone");
+  job.spans = k.most_spans(job, is_long ? draw(2, 8) : draw(2, 3));
+  if (job.spans == 1) return;
   std::memset(y.buffer.data, 0, y.bytes);
   run_together(k, job, packed.data);
-  check(std::memcmp(y.buffer.data, whole.data(), y.bytes) == 0, "strips together");
+  check(std::memcmp(y.buffer.data, whole.data(), y.bytes) == 0, "spans together");
   ++together;
 }
 
-void backward(const Kernels& k, DType dtype, size_t size) {
+void gradient(const Kernels& kernels, DType dtype, size_t size) {
   const int64_t n = draw(1, 3), t = draw(1, 20), f = draw(1, 40);
   const int64_t in = draw(0, 2) == 0 ? 1 : draw(0, 40), out = draw(0, 90);
   const bool relu = draw(0, 1);
@@ -163,35 +169,33 @@ void backward(const Kernels& k, DType dtype, size_t size) {
   const Weights w(size, in, out), d(size, in, out);
   const Tensor x(size, n, in, t, f, draw(0, 1)), dx(size, n, in, t, f, draw(0, 1)),
       grad(size, n, out, t / pool, f / pool, draw(0, 1));
-  Backward job{
-      dtype,
-      n,
-      t,
-      f,
-      {w.pointwise.data, w.time.data, w.freq.data, w.bias.data, in, out, draw(1, 5), pool, relu},
-      x.map,
-      grad.map,
-      dx.map,
-      d.pointwise.data,
-      d.time.data,
-      d.freq.data,
-      d.bias.data,
-      draw(1, t),
-      0};
-  job.groups = draw(1, n * job.strips);
-  const Buffer packed(padded(k.backward_weights_bytes(job)));
-  k.backward_pack(job, packed.data);
-  const size_t partial = k.backward_partial_bytes(job);
+  Gradient job{};
+  job.dtype = dtype;
+  job.input = {x.map, n, in, t, f, nullptr, nullptr, nullptr, 0};
+  job.block = {w.pointwise.data, w.time.data, w.freq.data, w.bias.data, in, out,
+               draw(1, 5),       pool,        relu};
+  job.grad = grad.map;
+  job.dx = dx.map;
+  job.d_pointwise = d.pointwise.data;
+  job.d_time_taps = d.time.data;
+  job.d_freq_taps = d.freq.data;
+  job.d_bias = d.bias.data;
+  job.spans = draw(1, t);
+  job.groups = draw(1, n * job.spans);
+  const GradientKernels& k = kernels.gradient(job);
+  const Buffer packed(padded(k.weights_bytes(job)));
+  k.pack(job, packed.data);
+  const size_t partial = k.partial_bytes(job);
   const Buffer partials(partial * size_t(job.groups));
   for (int64_t group = 0; group < job.groups; ++group) {
-    const Buffer scratch(padded(k.backward_scratch_bytes(job)));
-    k.backward_run(job, packed.data, scratch.data,
-                   static_cast<char*>(partials.data) + size_t(group) * partial, group);
+    const Buffer scratch(padded(k.scratch_bytes(job)));
+    k.run(job, packed.data, scratch.data,
+          static_cast<char*>(partials.data) + size_t(group) * partial, group);
   }
-  k.backward_reduce(job, partials.data);
+  k.reduce(job, partials.data);
 }
 
-void tail(const Kernels& k, DType dtype, size_t size) {
+void head(const Kernels& kernels, DType dtype, size_t size) {
   const int64_t n = draw(1, 3), c = draw(0, 70), t = draw(1, 9), f = draw(1, 40);
   const Tensor x(size, n, c, t, f, draw(0, 1));
   std::vector<Buffer> buffers;
@@ -207,9 +211,10 @@ void tail(const Kernels& k, DType dtype, size_t size) {
     width = out;
   }
   const Buffer y(size_t(n * width) * size);
-  const Tail job{dtype, c, t, f, x.map, layers.data(), int64_t(layers.size()), y.data};
-  const Buffer scratch(padded(k.tail_scratch_bytes(job)));
-  for (int64_t clip = 0; clip < n; ++clip) k.tail_run(job, scratch.data, clip);
+  const Head job{dtype, x.map, c, t, f, layers.data(), int64_t(layers.size()), y.data};
+  const HeadKernels& k = kernels.head(job);
+  const Buffer scratch(padded(k.scratch_bytes(job)));
+  for (int64_t clip = 0; clip < n; ++clip) k.run(job, scratch.data, clip);
 }
 
 }  // namespace
@@ -235,12 +240,12 @@ int main(int, char** argv) {
   for (int i = 0; i < 100; ++i) {
     for (const Kernels* kernels : builds) {
       for (const auto& [dtype, size] : dtypes) {
-        forward(*kernels, dtype, size);
-        backward(*kernels, dtype, size);
-        tail(*kernels, dtype, size);
+        infer(*kernels, dtype, size);
+        gradient(*kernels, dtype, size);
+        head(*kernels, dtype, size);
         runs += 3;
       }
     }
   }
-  std::printf("%d in strips together, %d runs\n", together, runs);
+  std::printf("%d in spans together, %d runs\n", together, runs);
 }

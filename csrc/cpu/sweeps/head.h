@@ -1,7 +1,16 @@
-// The network's tail, one clip at a time. Global pooling: the mean over bins, then its maximum over
+// The head sweep, one clip at a time. Global pooling: the mean over bins, then its maximum over
 // time plus its mean over time; lanes are channels; NaN and infinity of the maximum are in the mean
 // too. Then layers that are linear, with a ReLU between them.
 #pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../kernels.h"
+#include "../parts/dtypes.h"
+#include "../parts/rows.h"
+#include "../parts/scratch.h"
+#include "../parts/vec.h"
 
 namespace fastsep::FASTSEP_ISA {
 
@@ -28,7 +37,7 @@ FASTSEP_INLINE Vec<T> sum_of_bins(const S* x, const Map& map, int64_t channels, 
 }
 
 template <class S, class T = Compute<S>>
-void global_pool(const Tail& job, int64_t n, T* y) {
+void global_pool(const Head& job, int64_t n, T* y) {
   constexpr int64_t L = kLanes<T>;
   for (int64_t c = 0; c < job.channels; c += L) {
     const int64_t lanes = least(L, job.channels - c);
@@ -72,17 +81,17 @@ void linear(const Linear& layer, const T* x, T* y) {
 }
 
 template <class S>
-class TailSweep {
+class HeadSweep {
   using T = Compute<S>;
 
  public:
-  static size_t scratch_bytes(const Tail& job) {
+  static size_t scratch_bytes(const Head& job) {
     Bump bump(nullptr);
     for (int i = 0; i < 2; ++i) bump.take<T>(widest(job));
     return bump.used();
   }
 
-  static void run(const Tail& job, void* scratch, int64_t n) {
+  static void run(const Head& job, void* scratch, int64_t n) {
     Bump bump(scratch);
     T* x = bump.take<T>(widest(job));
     T* y = bump.take<T>(widest(job));
@@ -102,7 +111,7 @@ class TailSweep {
 
  private:
   // Values of the longest vector between two layers, in whole vectors.
-  static int64_t widest(const Tail& job) {
+  static int64_t widest(const Head& job) {
     int64_t most_values = job.channels;
     for (int64_t i = 0; i < job.num_layers; ++i) {
       most_values = most(most_values, job.layers[i].out);
@@ -110,5 +119,15 @@ class TailSweep {
     return ceil_div(most_values, kLanes<T>) * kLanes<T>;
   }
 };
+
+template <class S>
+constexpr HeadKernels kHead = {
+    .scratch_bytes = HeadSweep<S>::scratch_bytes,
+    .run = HeadSweep<S>::run,
+};
+
+inline const HeadKernels& head_kernels(const Head& job) {
+  return with_storage(job.dtype, []<class S>() -> const HeadKernels& { return kHead<S>; });
+}
 
 }  // namespace fastsep::FASTSEP_ISA

@@ -4,6 +4,13 @@
 //   blocked  [C / L][F + pad][L] lanes are L neighbouring channels; what every kernel writes
 #pragma once
 
+#include <cstdint>
+#include <cstring>
+
+#include "../kernels.h"
+#include "dtypes.h"
+#include "vec.h"
+
 namespace fastsep::FASTSEP_ISA {
 
 // Rows as the products read them, scalar by scalar: each_channel calls f(p) for one channel after

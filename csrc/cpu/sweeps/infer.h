@@ -1,14 +1,32 @@
 // The inference sweep: clips stream through all blocks depth first along time. A row of input is
 // projected into the first block's ring of z rows; as soon as a pooled row can be finished it is
 // passed on to the next block, so that no map between blocks is ever written to memory. Fewer clips
-// than threads are cut into strips of time, which stream at the same time.
+// than threads are cut into spans of time, which stream at the same time.
 #pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <new>
+#include <type_traits>
+
+#include "../kernels.h"
+#include "../parts/ahead.h"
+#include "../parts/cross.h"
+#include "../parts/dtypes.h"
+#include "../parts/product.h"
+#include "../parts/rows.h"
+#include "../parts/scratch.h"
+#include "../parts/seams.h"
+#include "../parts/vec.h"
+#include "load.h"
+#include "sizes.h"
+#include "spans.h"
 
 namespace fastsep::FASTSEP_ISA {
 
 // dot: products of bfloat16 pairs, for which rows are rounded on their way into each block.
 template <class S, bool dot = false>
-class Inference {
+class InferSweep {
   using T = Compute<S>;
   static constexpr int64_t L = kLanes<T>;
 
@@ -23,51 +41,41 @@ class Inference {
     T* taps;
   };
 
-  struct Stage {
-    Stage(const Block& b, int64_t t, int64_t f, Bump& weights, Bump& scratch)
-        : block(b),
-          frames(t),
-          bins(f),
-          frames_out(t / b.pool),
-          bins_out(f / b.pool),
-          reach_t(least(b.dilation, t)),
-          reach_f(least(b.dilation, f)),
-          direct(b.in == 1),
-          batch(!direct && b.relu && b.pool == 2 && reach_t == 2 && reach_f == 2 ? 2 : 1),
-          packed(weights, b),
-          z(scratch, least(most(batch * b.pool + 2 * reach_t, 2 * b.pool + reach_t), t),
-            direct ? 1 : b.out, f, t, reach_f, direct ? 1 : L),
-          pairs(scratch.take<uint32_t>(dot ? row_size<T>(b.in, f) : 0)),
-          y_size(row_size<T>(b.out, bins_out)),
+  struct Stage : Sizes {
+    Stage(const Sizes& sizes, Bump& weights, Bump& scratch)
+        : Sizes(sizes),
+          batch(!lone && block.relu && block.pool == 2 && reach_t == 2 && reach_f == 2 ? 2 : 1),
+          packed(weights, block),
+          z(scratch,
+            least(most(batch * block.pool + 2 * reach_t, 2 * block.pool + reach_t), frames),
+            lone ? 1 : block.out, bins, frames, reach_f, lone ? 1 : L),
+          pairs(scratch.take<uint32_t>(dot ? row_size<T>(block.in, bins) : 0)),
+          y_size(row_size<T>(block.out, bins_out)),
           y(scratch.take<T>(batch * y_size)),
-          window(scratch.take<Cross<T>>(b.pool)) {}
+          window(scratch.take<Cross<T>>(block.pool)) {}
 
     // How often the work on one row of input or output stops to look ahead.
-    int64_t steps_in() const { return direct ? 0 : packed.panels.steps(bins); }
+    int64_t steps_in() const { return lone ? 0 : packed.panels.steps(bins); }
     int64_t steps_out() const {
       const int64_t panels = ceil_div(block.out, kTileVectors * L);
-      return direct ? panels * bins_out : block.pool * steps_in();
+      return lone ? panels * bins_out : block.pool * steps_in();
     }
 
-    Block block;
-    int64_t frames, bins, frames_out, bins_out;
-    int64_t reach_t, reach_f;  // dilation, but never past the map
-    bool direct;               // one input channel: the cross reads x itself and there is no z
-    int64_t batch;             // how many pooled rows are finished at once, if there are as many
+    int64_t batch;  // how many pooled rows are finished at once, if there are as many
     Packed packed;
-    // Of z, or of x if direct. As many rows as the pooled rows finished at once reach; or, where a
-    // strip starts, as it may take (reach + 2 pool - 1) with the first of its own.
+    // Of z, or of x if lone. As many rows as the pooled rows finished at once reach; or, where a
+    // span starts, as it may take (reach + 2 pool - 1) with the first of its own.
     Ring<T> z;
     uint32_t* pairs;  // the row to project, if dot
     int64_t y_size;
     T* y;              // the finished rows, blocked, no padding
     Cross<T>* window;  // the crosses of one pooled row
 
-    int64_t begin = 0, end = 0;  // input rows of this strip
-    int64_t next = 0, left = 0;  // pooled rows of this strip: the next one, and how many are left
+    int64_t begin = 0, end = 0;  // input rows of this span
+    int64_t next = 0, left = 0;  // pooled rows of this span: the next one, and how many are left
     bool fresh = true;           // none of them is finished
 
-    // Rows next to the seams at the strip's lower and upper end (in time), and how many are given.
+    // Rows next to the seams at the span's lower and upper end (in time), and how many are given.
     struct {
       Seam<T> give, take;
       int64_t given = 0;
@@ -75,13 +83,13 @@ class Inference {
   };
 
  public:
-  static size_t weights_bytes(const Forward& job) {
+  static size_t weights_bytes(const Infer& job) {
     Bump bump(nullptr);
     for (int64_t i = 0; i < job.num_blocks; ++i) Packed(bump, job.blocks[i]);
     return bump.used();
   }
 
-  static void pack(const Forward& job, void* buffer) {
+  static void pack(const Infer& job, void* buffer) {
     Bump bump(buffer);
     for (int64_t i = 0; i < job.num_blocks; ++i) {
       const Block& block = job.blocks[i];
@@ -105,164 +113,127 @@ class Inference {
     }
   }
 
-  static size_t scratch_bytes(const Forward& job) {
+  static size_t scratch_bytes(const Infer& job) {
     Bump weights(nullptr), scratch(nullptr);
-    Inference(job, weights, scratch);
+    InferSweep(job, weights, scratch);
     return scratch.used();
   }
 
-  static void run(const Forward& job, const void* weights, void* scratch, void* seams, int64_t clip,
-                  int64_t strip) {
+  static void run(const Infer& job, const void* weights, void* scratch, void* seams, int64_t clip,
+                  int64_t span) {
     Bump packed(const_cast<void*>(weights)), bump(scratch);
-    Inference sweep(job, packed, bump);
+    InferSweep sweep(job, packed, bump);
     if (seams != nullptr) {
-      sweep.plan_together(seams, strip);
+      sweep.plan_together(seams, span);
     } else {
-      sweep.plan_alone(strip);
+      sweep.plan_alone(span);
     }
-    sweep.strip(clip);
+    sweep.run_span(clip);
   }
 
-  static size_t seams_bytes(const Forward& job) {
+  static size_t seams_bytes(const Infer& job) {
     Bump weights(nullptr), scratch(nullptr), bump(nullptr);
-    Inference(job, weights, scratch).each_seam(bump, [](auto...) {});
+    InferSweep(job, weights, scratch).each_seam(bump, [](auto...) {});
     return bump.used();
   }
 
-  static void clear_seams(const Forward& job, void* seams) {
+  static void clear_seams(const Infer& job, void* seams) {
     Bump weights(nullptr), scratch(nullptr), bump(seams);
-    Inference(job, weights, scratch)
+    InferSweep(job, weights, scratch)
         .each_seam(bump, [](int64_t, int64_t, int64_t, const Seam<T>& seam) { seam.clear(); });
   }
 
-  // A strip has to have all rows that its neighbours reach, in every block, and some of the output.
-  static int64_t strips(const Forward& job, int64_t wanted) {
-    const auto long_enough = [&](int64_t strips) {
-      for (int64_t s = 0; s < strips; ++s) {
-        int64_t frames = job.frames;
-        for (int64_t i = 0; i < job.num_blocks; ++i) {
-          const Block& block = job.blocks[i];
-          const int64_t rows = cut(frames, s + 1, strips, i) - cut(frames, s, strips, i);
-          if (rows < least(block.dilation, frames) + 2 * block.pool) return false;
-          frames /= block.pool;
-        }
-        if (frames < strips) return false;
-      }
-      return true;
-    };
-    while (wanted > 1 && !long_enough(wanted)) --wanted;
-    return wanted;
+  static int64_t most_spans(const Infer& job, int64_t wanted) {
+    return Spans::most_of(job.blocks, job.num_blocks, job.input.frames, job.input.bins, wanted);
   }
 
  private:
-  Inference(const Forward& job, Bump& weights, Bump& scratch)
+  InferSweep(const Infer& job, Bump& weights, Bump& scratch)
       : job_(job),
+        spans_(job.spans),
         stages_(scratch.take<Stage>(job.num_blocks)),
-        x_(scratch.take<T>(row_size<T>(job.blocks[0].in, job.bins))) {
-    int64_t frames = job.frames, bins = job.bins;
-    for (int64_t i = 0; i < job.num_blocks; ++i) {
-      const Stage stage(job.blocks[i], frames, bins, weights, scratch);
+        load_(job.input, job.blocks[0].in == 1 || (job.input.x.c != 1 && !dot), scratch) {
+    each_sizes([&](int64_t i, const Sizes& sizes) {
+      const Stage stage(sizes, weights, scratch);
       if (stages_ != nullptr) new (stages_ + i) Stage(stage);
-      frames = stage.frames_out;
-      bins = stage.bins_out;
-    }
+    });
   }
 
-  // The first of the `frames` rows that go into block i (or come out of the last one) which belongs
-  // to strip k. Rounded down and up in turns, lest one strip have the longer part in every block.
-  static int64_t cut(int64_t frames, int64_t k, int64_t strips, int64_t i) {
-    return (frames * k + (i % 2 == 0 ? 0 : strips - 1)) / strips;
+  template <class F>
+  void each_sizes(F f) const {
+    each_block(job_.blocks, job_.num_blocks, job_.input.frames, job_.input.bins, f);
   }
 
-  // All seams, in the order of their buffer: f(number of the strip above, stage, whether that strip
+  // All seams, in the order of their buffer: f(number of the span above, stage, whether that span
   // is the one that gives, seam).
   template <class F>
   void each_seam(Bump& bump, F f) const {
     Bump none(nullptr);
-    for (int64_t k = 1; k < job_.strips; ++k) {
-      int64_t frames = job_.frames, bins = job_.bins;
-      for (int64_t i = 0; i < job_.num_blocks; ++i) {
-        const Stage stage(job_.blocks[i], frames, bins, none, none);
-        const int64_t at = cut(frames, k, job_.strips, i), size = stage.z.row_size();
-        const int64_t centre = cut(stage.frames_out, k, job_.strips, i + 1) * stage.block.pool;
-        f(k, i, 0, Seam<T>(bump, least(centre - stage.reach_t, at), at, size));
-        f(k, i, 1, Seam<T>(bump, at, least(centre + stage.reach_t, frames), size));
-        frames = stage.frames_out;
-        bins = stage.bins_out;
-      }
+    for (int64_t k = 1; k < spans_.count(); ++k) {
+      each_sizes([&](int64_t i, const Sizes& sizes) {
+        const int64_t size = Stage(sizes, none, none).z.row_size();
+        const Gap gap = spans_.gap(sizes, k, i);
+        f(k, i, 0, Seam<T>(bump, gap.below, gap.at, size));
+        f(k, i, 1, Seam<T>(bump, gap.at, gap.above, size));
+      });
     }
   }
 
-  // Strips that run at the same time cut every map at the same places and give each other the rows
-  // next to the cuts. Pairs of them start at the cut between them, where they wait for each other
-  // before either has done much, and run apart.
-  void plan_together(void* seams, int64_t strip) {
-    step_ = strip % 2 == 0 ? -1 : 1;
+  // Spans that run at the same time give each other the rows next to the cuts. Pairs of them start
+  // at the cut between them, where they wait for each other before either has done much, and run
+  // apart.
+  void plan_together(void* seams, int64_t span) {
+    step_ = span % 2 == 0 ? -1 : 1;
     for (int64_t i = 0; i < job_.num_blocks; ++i) {
-      Stage& stage = stages_[i];
-      stage.begin = cut(stage.frames, strip, job_.strips, i);
-      stage.end = cut(stage.frames, strip + 1, job_.strips, i);
-      const int64_t first = cut(stage.frames_out, strip, job_.strips, i + 1);
-      const int64_t stop = cut(stage.frames_out, strip + 1, job_.strips, i + 1);
-      stage.left = stop - first;
-      stage.next = step_ > 0 ? first : stop - 1;
+      plan(stages_[i], spans_.together(stages_[i], span, i));
     }
     Bump bump(seams);
     each_seam(bump, [&](int64_t k, int64_t i, int64_t above_gives, const Seam<T>& seam) {
-      if (k != strip && k != strip + 1) return;
-      auto& own = stages_[i].seams[k - strip];
-      const bool above = k == strip;
+      if (k != span && k != span + 1) return;
+      auto& own = stages_[i].seams[k - span];
+      const bool above = k == span;
       (above == (above_gives == 1) ? own.give : own.take) = seam;
     });
   }
 
-  // Alone, a strip computes all that its share of the last block's output needs, block by block
+  // Alone, a span computes all that its share of the last block's output needs, block by block
   // backwards.
-  void plan_alone(int64_t strip) {
-    const int64_t frames_out = stages_[job_.num_blocks - 1].frames_out;
-    int64_t first = cut(frames_out, strip, job_.strips, job_.num_blocks);
-    int64_t stop = cut(frames_out, strip + 1, job_.strips, job_.num_blocks);
-    for (int64_t i = job_.num_blocks - 1; i >= 0; --i) {
-      Stage& stage = stages_[i];
-      stage.next = first;
-      stage.left = stop - first;
-      stage.begin = first = most(first * stage.block.pool - stage.reach_t, 0);
-      stage.end = stop = least(stop * stage.block.pool + stage.reach_t, stage.frames);
+  void plan_alone(int64_t span) {
+    const int64_t last = job_.num_blocks - 1;
+    int64_t first = spans_.cut(stages_[last].frames_out, span, job_.num_blocks);
+    int64_t stop = spans_.cut(stages_[last].frames_out, span + 1, job_.num_blocks);
+    for (int64_t i = last; i >= 0; --i) {
+      const Share share = Spans::alone(stages_[i], first, stop);
+      plan(stages_[i], share);
+      first = share.begin;
+      stop = share.end;
     }
   }
 
-  void strip(int64_t n) {
+  void plan(Stage& stage, const Share& share) const {
+    stage.begin = share.begin;
+    stage.end = share.end;
+    stage.next = step_ > 0 ? share.first : share.stop - 1;
+    stage.left = share.stop - share.first;
+  }
+
+  void run_span(int64_t n) {
     for (int64_t i = 0; i < job_.num_blocks; ++i) stages_[i].z.clear();
     const Stage& first = stages_[0];
-    const bool planar = first.direct || (job_.x.c != 1 && !dot);
     look_ahead(n);
     for (int64_t i = 0; i < first.end - first.begin; ++i) {
       const int64_t t = step_ > 0 ? first.begin + i : first.end - 1 - i;
-      x_ahead_ = i + 1 == first.end - first.begin
-                     ? Ahead()
-                     : Ahead::rows<S>(job_.x, n, t + step_, 1, first.block.in, job_.bins,
-                                      first.steps_in());
-      if (first.direct) x_ahead_.step();  // at once: there is no product to spread it over
-      if (planar) {
-        const int64_t stride = planar_stride<T>(job_.bins);
-        T* x = first.direct ? first.z[t] : x_;
-        load_planar<S>(job_.x, n, t, first.block.in, job_.bins, x);
-        prepare(n, t, [&](int64_t f, int64_t c) -> T& { return x[c * stride + f]; });
-        push(0, n, t, Planar<T>{x, stride});
-      } else {
-        const int64_t stride = blocked_stride<T>(job_.bins);
-        load_blocked<S>(job_.x, n, t, first.block.in, job_.bins, x_, stride);
-        prepare(n, t,
-                [&](int64_t f, int64_t c) -> T& { return x_[c / L * stride + f * L + c % L]; });
-        push(0, n, t, Blocked<T>{x_, stride});
-      }
+      const bool last = i + 1 == first.end - first.begin;
+      x_ahead_ = last ? Ahead() : load_.ahead(n, t + step_, first.steps_in());
+      if (first.lone) x_ahead_.step();  // at once: there is no product to spread it over
+      load_.row(n, t, [&](auto row) { push(0, n, t, row); }, first.lone ? first.z[t] : nullptr);
     }
     for (int64_t i = 0; i < job_.num_blocks; ++i) {
       cross_seam(i, n, step_ > 0 ? 1 : 0, true);
     }
   }
 
-  // Takes the rows beyond a seam; at the end of the strip they let the stage's last rows finish.
+  // Takes the rows beyond a seam; at the end of the span they let the stage's last rows finish.
   void cross_seam(int64_t index, int64_t n, int64_t side, bool at_end) {
     const Stage& stage = stages_[index];
     const Seam<T>& seam = stage.seams[side].take;
@@ -276,35 +247,6 @@ class Inference {
     seam.announce_taken(n + 1);
   }
 
-  // The per-bin affine, then the stripes: masked values become 0 whatever they were.
-  template <class Element>
-  void prepare(int64_t n, int64_t t, Element element) {
-    const int64_t channels = job_.blocks[0].in;
-    if (job_.scale != nullptr) {
-      const S* scale = static_cast<const S*>(job_.scale);
-      const S* shift = static_cast<const S*>(job_.shift);
-      for (int64_t c = 0; c < channels; ++c) {
-        for (int64_t f = 0; f < job_.bins; ++f) {
-          element(f, c) = element(f, c) * widen(scale[f]) + widen(shift[f]);
-        }
-      }
-    }
-    for (int64_t s = 0; s < job_.num_stripes; ++s) {
-      const int32_t* stripe = job_.stripes + (n * job_.num_stripes + s) * 3;
-      int64_t start = most(stripe[1], 0), stop = stripe[2];
-      if (stripe[0] == 0) {
-        if (t < start || t >= stop) continue;
-        start = 0;
-        stop = job_.bins;
-      } else if (stripe[0] != 1) {
-        continue;
-      }
-      for (int64_t c = 0; c < channels; ++c) {
-        for (int64_t f = start; f < least(stop, job_.bins); ++f) element(f, c) = 0;
-      }
-    }
-  }
-
   template <class Row>
   void push(int64_t index, int64_t n, int64_t t, Row row) {
     Stage& stage = stages_[index];
@@ -312,7 +254,7 @@ class Inference {
       if (first) x_ahead_.step();
       if (last) y_ahead_.step();
     };
-    if (stage.direct) {
+    if (stage.lone) {
       if constexpr (!std::is_same_v<Row, Planar<T>>) {  // else it is there already
         for (int64_t f = 0; f < stage.bins; ++f) stage.z[t][f] = row.at(f, 0);
       }
@@ -386,7 +328,7 @@ class Inference {
     for (int64_t i = 0; i < pool; ++i) {
       const int64_t t = q * pool + i;
       stage.window[i] = {stage.z[t - d], stage.z[t], stage.z[t + d],
-                         stage.reach_f * (stage.direct ? 1 : L)};
+                         stage.reach_f * (stage.lone ? 1 : L)};
     }
     if (!stage.block.relu) {
       finish<1, false>(stage);
@@ -399,15 +341,15 @@ class Inference {
     }
   }
 
-  template <int P, bool rectify>
+  template <int P, bool with_relu>
   void finish(const Stage& stage) {
     const int64_t groups = ceil_div(stage.block.out, L), stride = blocked_stride<T>(stage.bins_out);
     const int64_t pool = stage.block.pool;
-    if (stage.direct) {
+    if (stage.lone) {
       const bool last = &stage == stages_ + job_.num_blocks - 1;
       for (int64_t g = 0; g < groups; g += kTileVectors) {
         with_count<kTileVectors>(least(kTileVectors, groups - g), [&](auto nv) {
-          pooled_direct<T, P, rectify, decltype(nv)::value>(stage.packed.taps + g * Taps<T>::kSize,
+          pooled_lone<T, P, with_relu, decltype(nv)::value>(stage.packed.taps + g * Taps<T>::kSize,
                                                             stage.window, pool, stage.bins_out,
                                                             stage.y + g * stride, stride, [&] {
                                                               if (last) y_ahead_.step();
@@ -416,15 +358,38 @@ class Inference {
       }
       return;
     }
-    pooled_cross<T, P, rectify>(stage.packed.taps, groups, stage.window, stage.z.group_stride(),
-                                pool, stage.bins_out, stage.y, stride);
+    pooled_cross<T, P, with_relu>(stage.packed.taps, groups, stage.window, stage.z.group_stride(),
+                                  pool, stage.bins_out, stage.y, stride);
   }
 
-  const Forward& job_;
+  const Infer& job_;
+  Spans spans_;
   Stage* stages_;
-  T* x_;
+  Load<S> load_;
   int64_t step_ = 1;  // along time
   Ahead x_ahead_, y_ahead_;
 };
+
+template <class S, bool dot>
+constexpr InferKernels kInfer = {
+    .weights_bytes = InferSweep<S, dot>::weights_bytes,
+    .pack = InferSweep<S, dot>::pack,
+    .scratch_bytes = InferSweep<S, dot>::scratch_bytes,
+    .run = InferSweep<S, dot>::run,
+    .seams_bytes = InferSweep<S, dot>::seams_bytes,
+    .clear_seams = InferSweep<S, dot>::clear_seams,
+    .most_spans = InferSweep<S, dot>::most_spans,
+};
+
+// bfloat16 tensors, and float32 ones on request, take dot products where the machine has them.
+inline const InferKernels& infer_kernels(const Infer& job) {
+  return with_storage(job.dtype, [&]<class S>() -> const InferKernels& {
+    if constexpr (kDotBf16 && std::is_same_v<S, BFloat16>) return kInfer<S, true>;
+    if constexpr (kDotBf16 && std::is_same_v<S, float>) {
+      if (job.bf16) return kInfer<S, true>;
+    }
+    return kInfer<S, false>;
+  });
+}
 
 }  // namespace fastsep::FASTSEP_ISA

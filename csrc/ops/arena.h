@@ -8,6 +8,9 @@
 
 namespace fastsep {
 
+// Rounded up to what keeps the next piece of a buffer aligned.
+inline size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
 class Arena {
  public:
   Arena() = default;
@@ -20,7 +23,7 @@ class Arena {
     if (bytes > size_) {
       std::free(data_);
       size_ = 0;
-      data_ = std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
+      data_ = std::aligned_alloc(64, aligned(bytes));
       if (data_ == nullptr) throw std::bad_alloc();
       size_ = bytes;
     }
@@ -36,9 +39,21 @@ class Arena {
   }
 
  private:
-  static constexpr size_t kAlignment = 64, kKept = size_t{8} << 20;
+  static constexpr size_t kKept = size_t{8} << 20;
   void* data_ = nullptr;
   size_t size_ = 0;
 };
+
+// Of a thread's own work.
+inline Arena& scratch_arena() {
+  thread_local Arena arena;
+  return arena;
+}
+
+// Of the calling thread; its workers use it while it waits.
+inline Arena& shared_arena() {
+  thread_local Arena arena;
+  return arena;
+}
 
 }  // namespace fastsep

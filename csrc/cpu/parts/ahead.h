@@ -2,6 +2,12 @@
 // these a few cache lines at a time: more at once would hold up what the products load themselves.
 #pragma once
 
+#include <cstdint>
+
+#include "../kernels.h"
+#include "rows.h"
+#include "vec.h"
+
 namespace fastsep::FASTSEP_ISA {
 
 class Ahead {

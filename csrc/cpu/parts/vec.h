@@ -1,6 +1,13 @@
 // Vectors of the compiler's own (GCC and Clang), as wide as the instruction set being compiled.
 #pragma once
 
+#include <cstdint>
+#include <utility>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace fastsep::FASTSEP_ISA {
 
 #define FASTSEP_INLINE inline __attribute__((always_inline))

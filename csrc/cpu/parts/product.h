@@ -4,6 +4,13 @@
 //   correlate  s[k, c] += sum_f x[f, k] g[f, c]     channels by channels, reduced over positions
 #pragma once
 
+#include <cstdint>
+#include <type_traits>
+
+#include "../kernels.h"
+#include "rows.h"
+#include "vec.h"
+
 namespace fastsep::FASTSEP_ISA {
 
 constexpr int kTileRows = 6;  // with kTileVectors this fills the registers of each instruction set

@@ -1,10 +1,17 @@
-// Where strips of time meet. A block's cross reaches rows of z on the other side, which the strip
+// Where spans of time meet. A block's cross reaches rows of z on the other side, which the span
 // there computes anyway: it leaves a copy here, and nothing is computed twice.
 #pragma once
 
+#include <sched.h>
+#include <cstdint>
+#include <cstring>
+
+#include "scratch.h"
+#include "vec.h"
+
 namespace fastsep::FASTSEP_ISA {
 
-// Rows [begin, stop) of one stage's z that the strip on one side of a seam gives the one on the
+// Rows [begin, stop) of one stage's z that the span on one side of a seam gives the one on the
 // other side.
 template <class T>
 class Seam {

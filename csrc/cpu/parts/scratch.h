@@ -1,6 +1,12 @@
 // A bump allocator over one buffer, and the rows that the sweeps keep in it.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "vec.h"
+
 namespace fastsep::FASTSEP_ISA {
 
 // Run once with a null base to measure, once over the buffer to hand it out.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-FLAGS = ["-std=c++17", "-Og", "-g1", "-Wno-psabi", "-fsanitize=address,undefined",
+ROOT = Path(__file__).parents[2]
+FLAGS = ["-std=c++20", "-Og", "-g1", "-Wno-psabi", "-fsanitize=address,undefined",
          "-fno-sanitize-recover=all"]  # fmt: skip
 
 

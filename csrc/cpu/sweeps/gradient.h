@@ -3,10 +3,25 @@
 // with it), then dz[t], and from it dx[t] and a share of the pointwise weights' gradient.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "../kernels.h"
+#include "../parts/ahead.h"
+#include "../parts/cross.h"
+#include "../parts/dtypes.h"
+#include "../parts/product.h"
+#include "../parts/rows.h"
+#include "../parts/scratch.h"
+#include "../parts/vec.h"
+#include "load.h"
+#include "sizes.h"
+
 namespace fastsep::FASTSEP_ISA {
 
 template <class S>
-class Gradient {
+class GradientSweep {
   using T = Compute<S>;
   static constexpr int64_t L = kLanes<T>;
 
@@ -22,13 +37,13 @@ class Gradient {
   };
 
  public:
-  static size_t weights_bytes(const Backward& job) {
+  static size_t weights_bytes(const Gradient& job) {
     Bump bump(nullptr);
     Packed(bump, job.block);
     return bump.used();
   }
 
-  static void pack(const Backward& job, void* buffer) {
+  static void pack(const Gradient& job, void* buffer) {
     Bump bump(buffer);
     const Block& block = job.block;
     const Packed packed(bump, block);
@@ -39,31 +54,31 @@ class Gradient {
     Taps<T>::flip(packed.taps, ceil_div(block.out, L), packed.flipped);
   }
 
-  static size_t scratch_bytes(const Backward& job) {
+  static size_t scratch_bytes(const Gradient& job) {
     Bump weights(nullptr), scratch(nullptr), partial(nullptr);
-    Gradient(job, weights, scratch, partial);
+    GradientSweep(job, weights, scratch, partial);
     return scratch.used();
   }
 
-  static size_t partial_bytes(const Backward& job) {
+  static size_t partial_bytes(const Gradient& job) {
     Bump weights(nullptr), scratch(nullptr), partial(nullptr);
-    Gradient(job, weights, scratch, partial);
+    GradientSweep(job, weights, scratch, partial);
     return partial.used();
   }
 
-  static void run(const Backward& job, const void* weights, void* scratch, void* partial,
+  static void run(const Gradient& job, const void* weights, void* scratch, void* partial,
                   int64_t group) {
     Bump packed(const_cast<void*>(weights)), bump(scratch), sums(partial);
-    Gradient gradient(job, packed, bump, sums);
+    GradientSweep sweep(job, packed, bump, sums);
     if (sums.used() > 0) std::memset(partial, 0, sums.used());
-    const int64_t items = job.clips * job.strips;
+    const int64_t items = job.input.clips * job.spans;
     for (int64_t i = items * group / job.groups; i < items * (group + 1) / job.groups; ++i) {
-      gradient.strip(i / job.strips, i % job.strips);
+      sweep.run_span(i / job.spans, i % job.spans);
     }
   }
 
   // Adds the groups' sums in their order and rounds once.
-  static void reduce(const Backward& job, const void* partials) {
+  static void reduce(const Gradient& job, const void* partials) {
     const Block& block = job.block;
     const int64_t groups_out = ceil_div(block.out, L);
     const int64_t stride = int64_t(partial_bytes(job) / sizeof(T));
@@ -96,83 +111,70 @@ class Gradient {
   }
 
  private:
-  Gradient(const Backward& job, Bump& weights, Bump& scratch, Bump& partial)
+  GradientSweep(const Gradient& job, Bump& weights, Bump& scratch, Bump& partial)
       : job_(job),
+        sizes_(job.block, job.input.frames, job.input.bins),
         groups_(ceil_div(job.block.out, L)),
-        stride_(blocked_stride<T>(job.bins)),
-        reach_t_(least(job.block.dilation, job.frames)),
-        reach_f_(least(job.block.dilation, job.bins)),
-        planar_(job.x.c != 1 || job.block.in == 1),
+        stride_(blocked_stride<T>(sizes_.bins)),
         packed_(weights, job.block),
-        x_(scratch.take<T>(row_size<T>(job.block.in, job.bins))),
-        z_(scratch, least(2 * reach_t_ + 1, job.frames), job.block.out, job.bins, job.frames,
-           reach_f_),
-        dy_(scratch, least(2 * reach_t_ + 1, job.frames), job.block.out, job.bins, job.frames,
-            reach_f_),
-        pooled_(scratch.take<T>(row_size<T>(job.block.out, job.bins / job.block.pool))),
-        dz_(scratch.take<T>(row_size<T>(job.block.out, job.bins))),
-        dx_(scratch.take<T>(row_size<T>(job.block.in, job.bins))),
+        load_(job.input, job.input.x.c != 1 || sizes_.lone, scratch),
+        z_(scratch, least(2 * sizes_.reach_t + 1, sizes_.frames), job.block.out, sizes_.bins,
+           sizes_.frames, sizes_.reach_f),
+        dy_(scratch, least(2 * sizes_.reach_t + 1, sizes_.frames), job.block.out, sizes_.bins,
+            sizes_.frames, sizes_.reach_f),
+        pooled_(scratch.take<T>(row_size<T>(job.block.out, sizes_.bins_out))),
+        dz_(scratch.take<T>(row_size<T>(job.block.out, sizes_.bins))),
+        dx_(scratch.take<T>(row_size<T>(job.block.in, sizes_.bins))),
         d_pointwise_(partial.take<T>(job.block.in * groups_ * L)),
         d_taps_(partial.take<T>(groups_ * Taps<T>::kSize)) {}
 
-  void strip(int64_t n, int64_t index) {
+  void run_span(int64_t n, int64_t index) {
+    const int64_t frames = sizes_.frames, reach = sizes_.reach_t;
     n_ = n;
-    own_begin_ = job_.frames * index / job_.strips;
-    own_end_ = job_.frames * (index + 1) / job_.strips;
+    own_begin_ = frames * index / job_.spans;
+    own_end_ = frames * (index + 1) / job_.spans;
     z_.clear();
     dy_.clear();
     pooled_row_ = -1;
-    int64_t next_z = most(own_begin_ - 2 * reach_t_, 0), next_dy = most(own_begin_ - reach_t_, 0);
+    int64_t next_z = most(own_begin_ - 2 * reach, 0), next_dy = most(own_begin_ - reach, 0);
     for (int64_t t = own_begin_; t < own_end_; ++t) {
-      for (; next_dy < least(t + reach_t_ + 1, job_.frames); ++next_dy) {
-        for (; next_z < least(next_dy + reach_t_ + 1, job_.frames); ++next_z) project_z(next_z);
+      for (; next_dy < least(t + reach + 1, frames); ++next_dy) {
+        for (; next_z < least(next_dy + reach + 1, frames); ++next_z) project_z(next_z);
         find_dy(next_dy);
       }
       find_dz(t);
-      with_x(t, [&](auto x) {
-        correlate(x, job_.block.in, dz_, stride_, job_.block.out, job_.bins, d_pointwise_);
+      load_.row(n_, t, [&](auto x) {
+        correlate(x, job_.block.in, dz_, stride_, job_.block.out, sizes_.bins, d_pointwise_);
       });
       if (job_.dx.data != nullptr) {
-        project(Blocked<T>{dz_, stride_}, job_.bins, packed_.backward, dx_, stride_, [] {});
-        store_blocked<S>(dx_, stride_, job_.dx, n_, t, job_.block.in, job_.bins);
+        project(Blocked<T>{dz_, stride_}, sizes_.bins, packed_.backward, dx_, stride_, [] {});
+        store_blocked<S>(dx_, stride_, job_.dx, n_, t, job_.block.in, sizes_.bins);
       }
-    }
-  }
-
-  template <class F>
-  void with_x(int64_t t, F f) {
-    if (planar_) {
-      load_planar<S>(job_.x, n_, t, job_.block.in, job_.bins, x_);
-      f(Planar<T>{x_, planar_stride<T>(job_.bins)});
-    } else {
-      load_blocked<S>(job_.x, n_, t, job_.block.in, job_.bins, x_, stride_);
-      f(Blocked<T>{x_, stride_});
     }
   }
 
   void project_z(int64_t t) {
     Ahead next;
-    if (t + 1 < job_.frames) {
-      next = Ahead::rows<S>(job_.x, n_, t + 1, 1, job_.block.in, job_.bins,
-                            packed_.forward.steps(job_.bins));
+    if (t + 1 < sizes_.frames) {
+      next = load_.ahead(n_, t + 1, packed_.forward.steps(sizes_.bins));
     }
-    with_x(t, [&](auto x) {
-      project(x, job_.bins, packed_.forward, z_[t], z_.group_stride(), [&] { next.step(); });
+    load_.row(n_, t, [&](auto x) {
+      project(x, sizes_.bins, packed_.forward, z_[t], z_.group_stride(), [&] { next.step(); });
     });
   }
 
   // The gradient before ReLU and pooling, and what it adds to the taps' and the bias's gradients.
   void find_dy(int64_t t) {
-    const int64_t pool = job_.block.pool, bins_out = job_.bins / pool;
+    const int64_t pool = job_.block.pool, bins_out = sizes_.bins_out;
     T* dy = dy_[t];
     if (!job_.block.relu) {
-      load_blocked<S>(job_.grad, n_, t, job_.block.out, job_.bins, dy, dy_.group_stride());
-    } else if (t / pool < job_.frames / pool && t / pool != pooled_row_) {
+      load_blocked<S>(job_.grad, n_, t, job_.block.out, sizes_.bins, dy, dy_.group_stride());
+    } else if (t / pool < sizes_.frames_out && t / pool != pooled_row_) {
       pooled_row_ = t / pool;
       load_blocked<S>(job_.grad, n_, pooled_row_, job_.block.out, bins_out, pooled_,
                       blocked_stride<T>(bins_out));
     }
-    const bool used = t / pool < job_.frames / pool;  // else pooling dropped the row
+    const bool used = t / pool < sizes_.frames_out;  // else pooling dropped the row
     const bool own = t >= own_begin_ && t < own_end_;
     const Vec<T> share = Vec<T>{} + T(1) / T(pool * pool), zero = {};
     for (int64_t g = 0; g < groups_; ++g) {
@@ -181,7 +183,7 @@ class Gradient {
       if (job_.block.relu) {
         const Taps<T> taps = Taps<T>::read(packed_.taps + g * Taps<T>::kSize);
         const T* from = pooled_ + g * blocked_stride<T>(bins_out);
-        for (int64_t f = 0; f < job_.bins; ++f) {
+        for (int64_t f = 0; f < sizes_.bins; ++f) {
           if (!used || f / pool >= bins_out) {
             store(dy_group + f * L, zero);
             continue;
@@ -196,7 +198,7 @@ class Gradient {
 
   void add_tap_gradients(const Cross<T>& z, const T* dy, T* sums) {
     Vec<T> up = {}, left = {}, centre = {}, right = {}, down = {}, bias = {};
-    for (int64_t f = 0; f < job_.bins * L; f += L) {
+    for (int64_t f = 0; f < sizes_.bins * L; f += L) {
       const Vec<T> v = load(dy + f);
       up += v * load(z.up + f);
       left += v * load(z.middle + f - z.reach);
@@ -213,25 +215,39 @@ class Gradient {
 
   void find_dz(int64_t t) {
     const Cross<T> dy = cross(dy_, t, 0);
-    pooled_cross<T, 1, false>(packed_.flipped, groups_, &dy, dy_.group_stride(), 1, job_.bins, dz_,
-                              stride_);
+    pooled_cross<T, 1, false>(packed_.flipped, groups_, &dy, dy_.group_stride(), 1, sizes_.bins,
+                              dz_, stride_);
   }
 
   Cross<T> cross(const Ring<T>& ring, int64_t t, int64_t group) const {
     const int64_t offset = group * ring.group_stride();
-    return {ring[t - reach_t_] + offset, ring[t] + offset, ring[t + reach_t_] + offset,
-            reach_f_ * L};
+    return {ring[t - sizes_.reach_t] + offset, ring[t] + offset, ring[t + sizes_.reach_t] + offset,
+            sizes_.reach_f * L};
   }
 
-  const Backward& job_;
-  int64_t groups_, stride_, reach_t_, reach_f_;
-  bool planar_;
+  const Gradient& job_;
+  Sizes sizes_;
+  int64_t groups_, stride_;
   Packed packed_;
-  T* x_;
+  Load<S> load_;
   Ring<T> z_, dy_;
   T *pooled_, *dz_, *dx_;
   T *d_pointwise_, *d_taps_;  // sums: [in][groups][L], and laid out as Taps
   int64_t n_ = 0, own_begin_ = 0, own_end_ = 0, pooled_row_ = -1;
 };
+
+template <class S>
+constexpr GradientKernels kGradient = {
+    .weights_bytes = GradientSweep<S>::weights_bytes,
+    .pack = GradientSweep<S>::pack,
+    .scratch_bytes = GradientSweep<S>::scratch_bytes,
+    .partial_bytes = GradientSweep<S>::partial_bytes,
+    .run = GradientSweep<S>::run,
+    .reduce = GradientSweep<S>::reduce,
+};
+
+inline const GradientKernels& gradient_kernels(const Gradient& job) {
+  return with_storage(job.dtype, []<class S>() -> const GradientKernels& { return kGradient<S>; });
+}
 
 }  // namespace fastsep::FASTSEP_ISA

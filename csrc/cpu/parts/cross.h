@@ -1,6 +1,12 @@
 // The two depthwise convolutions as one five-point cross over rows of z, and what may follow it.
 #pragma once
 
+#include <cstdint>
+
+#include "../kernels.h"
+#include "dtypes.h"
+#include "vec.h"
+
 namespace fastsep::FASTSEP_ISA {
 
 // Rows a cross reads for one output row; `reach` is the distance to the side taps in elements.
@@ -72,7 +78,7 @@ struct Taps {
 // One pooled output row of some groups: the sum over pool x pool of (ReLU of) the cross, which is
 // the mean where the taps hold its 1 / pool^2. P is the pooling size at compile time, or 0 to take
 // it from `pool`; rows holds one cross per pooled row, of the first group.
-template <class T, int P, bool rectify>
+template <class T, int P, bool with_relu>
 void pooled_cross(const T* packed_taps, int64_t groups, const Cross<T>* rows, int64_t z_stride,
                   int64_t pool, int64_t bins_out, T* y, int64_t y_stride) {
   constexpr int64_t L = kLanes<T>;
@@ -85,7 +91,7 @@ void pooled_cross(const T* packed_taps, int64_t groups, const Cross<T>* rows, in
         Vec<T> of_row = {};
         for (int64_t k = 0; k < p; ++k) {
           Vec<T> value = taps.apply(rows[i], g * z_stride + (f * p + k) * L);
-          if (rectify) value = relu<T>(value);
+          if (with_relu) value = relu<T>(value);
           of_row = k == 0 ? value : of_row + value;
         }
         sum = i == 0 ? of_row : sum + of_row;
@@ -129,9 +135,9 @@ void pooled_cross_pair(const T* packed_taps, int64_t groups, const T* const* row
 
 // pooled_cross for NV groups of a block with one input channel, straight from its rows of scalars:
 // each is read once for all groups. between() is called after every output.
-template <class T, int P, bool rectify, int NV, class Between>
-void pooled_direct(const T* packed_taps, const Cross<T>* rows, int64_t pool, int64_t bins_out, T* y,
-                   int64_t y_stride, Between between) {
+template <class T, int P, bool with_relu, int NV, class Between>
+void pooled_lone(const T* packed_taps, const Cross<T>* rows, int64_t pool, int64_t bins_out, T* y,
+                 int64_t y_stride, Between between) {
   constexpr int64_t L = kLanes<T>;
   Taps<T> taps[NV];
   for (int j = 0; j < NV; ++j) taps[j] = Taps<T>::read(packed_taps + j * Taps<T>::kSize);
@@ -150,7 +156,7 @@ void pooled_direct(const T* packed_taps, const Cross<T>* rows, int64_t pool, int
         FASTSEP_EACH_GROUP value[j] += taps[j].left * x.middle[at - x.reach];
         FASTSEP_EACH_GROUP value[j] += taps[j].right * x.middle[at + x.reach];
         FASTSEP_EACH_GROUP value[j] += taps[j].down * x.down[at];
-        FASTSEP_EACH_GROUP if (rectify) value[j] = relu<T>(value[j]);
+        FASTSEP_EACH_GROUP if (with_relu) value[j] = relu<T>(value[j]);
         FASTSEP_EACH_GROUP sum[j] = i + k == 0 ? value[j] : sum[j] + value[j];
 #undef FASTSEP_EACH_GROUP
       }

@@ -2,6 +2,13 @@
 // double).
 #pragma once
 
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "../kernels.h"
+#include "vec.h"
+
 namespace fastsep::FASTSEP_ISA {
 
 struct BFloat16 {
@@ -68,6 +75,21 @@ FASTSEP_INLINE void narrow(float x, Half& to) {
     half = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
   }
   to.bits = uint16_t(half | sign);
+}
+
+// Calls f with the storage type as its template argument.
+template <class F>
+decltype(auto) with_storage(DType dtype, F f) {
+  switch (dtype) {
+    case DType::f64:
+      return f.template operator()<double>();
+    case DType::bf16:
+      return f.template operator()<BFloat16>();
+    case DType::f16:
+      return f.template operator()<Half>();
+    default:
+      return f.template operator()<float>();
+  }
 }
 
 // L consecutive elements from or to memory of any alignment.

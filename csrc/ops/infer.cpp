@@ -1,0 +1,124 @@
+// The operators without gradients: one block or operator is a stack of one.
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include "arena.h"
+#include "isa.h"
+#include "operators.h"
+#include "tensors.h"
+#include "threads.h"
+
+namespace fastsep {
+namespace {
+
+// Clips first to first + count of a job.
+Infer part_of(Infer job, int64_t first, int64_t count) {
+  const int64_t size = job.dtype == DType::f64 ? 8 : job.dtype == DType::f32 ? 4 : 2;
+  Input& input = job.input;
+  input.x.data = static_cast<char*>(input.x.data) + first * input.x.n * size;
+  job.y.data = static_cast<char*>(job.y.data) + first * job.y.n * size;
+  if (input.stripes != nullptr) input.stripes += first * input.num_stripes * 3;
+  input.clips = count;
+  return job;
+}
+
+// Calls f(item, weights, scratch) for each item, on torch's threads. Each thread packs the weights
+// for itself: they would take longer to come from another core than to pack.
+template <class F>
+void for_each_packed(const InferKernels& k, const Infer& job, int64_t items, const F& f) {
+  const size_t weights_bytes = aligned(k.weights_bytes(job));
+  for_each_range(items, weights_bytes + k.scratch_bytes(job),
+                 [&](int64_t begin, int64_t end, char* weights) {
+                   k.pack(job, weights);
+                   for (int64_t item = begin; item < end; ++item) {
+                     f(item, weights, weights + weights_bytes);
+                   }
+                 });
+}
+
+// As many clips as threads, or a multiple: each clip streams through all blocks on one thread.
+void run_whole(const InferKernels& k, Infer job) {
+  job.spans = 1;
+  for_each_packed(k, job, job.input.clips, [&](int64_t clip, const void* weights, void* scratch) {
+    k.run(job, weights, scratch, nullptr, clip, 0);
+  });
+}
+
+// Fewer clips than threads: each thread takes one span of time of every clip.
+void run_spans(const InferKernels& k, Infer job, int64_t threads) {
+  job.spans = k.most_spans(job, threads);
+  void* seams = shared_arena().get(k.seams_bytes(job));
+  k.clear_seams(job, seams);
+  Meeting meeting(job.spans);
+  for_each_packed(k, job, job.spans, [&](int64_t span, const void* weights, void* scratch) {
+    void* shared = meeting.attend() ? seams : nullptr;
+    for (int64_t clip = 0; clip < job.input.clips; ++clip) {
+      k.run(job, weights, scratch, shared, clip, span);
+    }
+  });
+  shared_arena().trim();
+}
+
+Tensor infer(const Tensor& x, const Input& input, const std::vector<Block>& blocks, bool bf16) {
+  int64_t frames = input.frames, bins = input.bins;
+  for (const Block& block : blocks) {
+    frames /= block.pool;
+    bins /= block.pool;
+  }
+  Tensor y = new_map(x, {input.clips, blocks.back().out, frames, bins});
+  if (y.numel() == 0) return y;
+
+  Infer job{};
+  job.dtype = dtype_of(x);
+  job.input = input;
+  job.blocks = blocks.data();
+  job.num_blocks = int64_t(blocks.size());
+  job.y = map_of(y);
+  job.bf16 = bf16;
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t rest = input.clips % threads, whole = input.clips - rest;
+  const InferKernels& k = kernels().infer(job);
+  if (whole > 0) run_whole(k, part_of(job, 0, whole));
+  if (rest > 0) run_spans(k, part_of(job, whole, rest), threads);
+  return y;
+}
+
+}  // namespace
+
+Tensor sep_conv2d(Tensor x, Tensor pointwise, Tensor time_taps, Tensor freq_taps,
+                  std::optional<Tensor> bias, int64_t dilation) {
+  check_map(x);
+  const HeldBlock held(x, pointwise, time_taps, freq_taps, bias);
+  return infer(x, input_of(x), {held.block(x.size(1), dilation, 1, false)}, false);
+}
+
+Tensor sep_conv2d_block(Tensor x, Tensor pointwise, Tensor time_taps, Tensor freq_taps, Tensor bias,
+                        int64_t dilation, int64_t pool) {
+  check_map(x);
+  const HeldBlock held(x, pointwise, time_taps, freq_taps, bias);
+  return infer(x, input_of(x), {held.block(x.size(1), dilation, pool, true)}, false);
+}
+
+Tensor sep_conv2d_stack(Tensor x, std::vector<Tensor> pointwise, std::vector<Tensor> time_taps,
+                        std::vector<Tensor> freq_taps, std::vector<Tensor> bias,
+                        std::vector<int64_t> dilation, std::vector<int64_t> pool,
+                        std::optional<Tensor> scale, std::optional<Tensor> shift,
+                        std::optional<Tensor> stripes, bool bf16) {
+  check_map(x);
+  const size_t n = pointwise.size();
+  STD_TORCH_CHECK(n > 0 && time_taps.size() == n && freq_taps.size() == n && bias.size() == n &&
+                      dilation.size() == n && pool.size() == n,
+                  "a stack needs as many weights of each kind as it has blocks, and one at least");
+  std::vector<HeldBlock> held;
+  std::vector<Block> blocks;
+  held.reserve(n);
+  for (size_t i = 0; i < n; ++i) {
+    held.emplace_back(x, pointwise[i], time_taps[i], freq_taps[i], bias[i]);
+    const int64_t channels = i == 0 ? x.size(1) : blocks.back().out;
+    blocks.push_back(held.back().block(channels, dilation[i], pool[i], true));
+  }
+  const HeldInput input(x, scale, shift, stripes);
+  return infer(x, input.input(), blocks, bf16);
+}
+
+}  // namespace fastsep

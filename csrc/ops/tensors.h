@@ -1,0 +1,58 @@
+// From torch's tensors to the plain data of jobs, and back: checks, weights held, outputs made.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "../cpu/kernels.h"
+
+namespace fastsep {
+
+using torch::stable::Tensor;
+
+DType dtype_of(const Tensor& x);
+Map map_of(const Tensor& x);
+void check_map(const Tensor& x);
+
+// x as an operator's input, with nothing to do as it is loaded.
+Input input_of(const Tensor& x);
+
+// Uninitialised, of the dtype of `like`; a map is channels_last where `like` is.
+Tensor new_map(const Tensor& like, const std::vector<int64_t>& shape);
+Tensor new_vector(const Tensor& like, const std::vector<int64_t>& shape);
+
+// Asks torch only where there is something to do: one clip is so fast that the calls would show.
+Tensor made_contiguous(const Tensor& x);
+
+// x with what is to be done as it is loaded: a per-bin affine and stripes, made contiguous and kept
+// alive as long as the Input that points into them.
+class HeldInput {
+ public:
+  HeldInput(const Tensor& x, const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
+            const std::optional<Tensor>& stripes);
+
+  const Input& input() const { return input_; }
+
+ private:
+  const void* hold(const Tensor& t);
+
+  Input input_;
+  std::vector<Tensor> held_;
+};
+
+// A block's weights, made contiguous and kept alive as long as the Block that points into them.
+struct HeldBlock {
+  Tensor pointwise, time_taps, freq_taps;
+  std::optional<Tensor> bias;
+
+  HeldBlock(const Tensor& x, const Tensor& pointwise, const Tensor& time_taps,
+            const Tensor& freq_taps, const std::optional<Tensor>& bias);
+
+  // channels: of the map that goes into the block.
+  Block block(int64_t channels, int64_t dilation, int64_t pool, bool relu) const;
+};
+
+}  // namespace fastsep

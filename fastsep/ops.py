@@ -1,18 +1,26 @@
 """The operators as PyTorch sees them: schemas, fake kernels, autograd, autocast.
 
-The kernels are elsewhere: csrc/register.cpp registers the CPU's, the end of this file the GPU's.
-Callers go through `fastsep.functional`, which checks its arguments.
+The kernels are elsewhere: csrc registers the CPU's, the end of this file the GPU's. Callers go
+through `fastsep.functional`, which checks its arguments.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.amp.autocast_mode import _cast as cast
 from torch.library import Library
 
-from fastsep.backends import gpu_kernels, interpreted
+from fastsep.dispatch import (
+    autocast,
+    below_autograd,
+    needs_gradients,
+    operators,
+    tensors_of,
+    without,
+)
+from fastsep.kernels import KERNELS, gpu_kernels, interpreted
+from fastsep.layouts import new_map
 from fastsep.reference import global_pool_mlp, load
 
 _WEIGHTS = "Tensor x, Tensor pointwise, Tensor time_taps, Tensor freq_taps"
@@ -34,37 +42,9 @@ library.define(
     "bool bf16) -> Tensor"
 )
 library.define("global_pool_mlp(Tensor x, Tensor[] weight, Tensor[] bias) -> Tensor")
-ops = torch.ops.fastsep
-
-
-def needs_gradients(args: Iterable[Any]) -> bool:
-    return any([tensor.requires_grad for tensor in tensors_of(args)])  # a generator is slower
-
-
-def tensors_of(args: Iterable[Any]) -> list[Tensor]:
-    """The tensors among an operator's arguments, those in lists included."""
-    tensors: list[Tensor] = []
-    for arg in args:
-        if isinstance(arg, Tensor):
-            tensors.append(arg)
-        elif isinstance(arg, list):
-            tensors += [item for item in arg if isinstance(item, Tensor)]
-    return tensors
 
 
 # Shapes and layouts, for tracing.
-
-
-def new_map(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
-    """An uninitialised map in x's memory format: channels_last stays channels_last."""
-    return torch.empty(
-        shape, dtype=dtype or x.dtype, device=x.device, memory_format=memory_format(x)
-    )
-
-
-def memory_format(x: Tensor) -> torch.memory_format:
-    channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def _fake(name: str) -> Callable[[Callable[..., Any]], None]:
@@ -150,7 +130,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad
-    gradients = ops.sep_conv2d_backward(grad, *ctx.saved_tensors, ctx.dilation, needs[0])
+    gradients = operators.sep_conv2d_backward(grad, *ctx.saved_tensors, ctx.dilation, needs[0])
     return (*_wanted(gradients, needs), None)
 
 
@@ -161,7 +141,7 @@ def _save_block(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate_block(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad
-    gradients = ops.sep_conv2d_block_backward(
+    gradients = operators.sep_conv2d_block_backward(
         grad, *ctx.saved_tensors, ctx.dilation, ctx.pool, needs[0]
     )
     return (*_wanted(gradients, needs), None, None)
@@ -206,10 +186,10 @@ def _stack(
     if torch.is_grad_enabled() and needs_gradients(inputs):
         y = load(x, scale, shift, stripes)
         for block in zip(pointwise, time_taps, freq_taps, bias, dilation, pool, strict=True):
-            y = ops.sep_conv2d_block(y, *block)
+            y = operators.sep_conv2d_block(y, *block)
         return y
-    with torch._C._AutoDispatchBelowAutograd():
-        return ops.sep_conv2d_stack(
+    with below_autograd():
+        return operators.sep_conv2d_stack(
             x, pointwise, time_taps, freq_taps, bias, dilation, pool, scale, shift, stripes, bf16
         )
 
@@ -221,8 +201,8 @@ def _global_pool_mlp(x: Tensor, weight: list[Tensor], bias: list[Tensor]) -> Ten
     """With gradients in plain PyTorch, which knows them."""
     if torch.is_grad_enabled() and needs_gradients((x, weight, bias)):
         return global_pool_mlp(x, weight, bias)
-    with torch._C._AutoDispatchBelowAutograd():
-        return ops.global_pool_mlp(x, weight, bias)
+    with below_autograd():
+        return operators.global_pool_mlp(x, weight, bias)
 
 
 library.impl("global_pool_mlp", _global_pool_mlp, "Autograd")
@@ -232,13 +212,11 @@ library.impl("global_pool_mlp", _global_pool_mlp, "Autograd")
 
 
 def _register_autocast(name: str, device_type: str, key: str) -> None:
-    op = getattr(ops, name)
-    below = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+    operator = getattr(operators, name)
 
     def cast_and_call(*args: Any) -> Tensor:
-        dtype = torch.get_autocast_dtype(device_type)
-        with torch._C._ExcludeDispatchKeyGuard(below):
-            return op(*cast(args, device_type, dtype))
+        with without(key):
+            return operator(*autocast(args, device_type))
 
     library.impl(name, cast_and_call, key)
 
@@ -248,11 +226,7 @@ for _name in ("sep_conv2d", "sep_conv2d_block", "sep_conv2d_stack", "global_pool
     _register_autocast(_name, "cuda", "AutocastCUDA")
 
 
-# GPU kernels: Python that launches them, imported at the first call. The tail has none of its own.
-
-library.impl("global_pool_mlp", global_pool_mlp, "CUDA")
-if interpreted():
-    library.impl("global_pool_mlp", global_pool_mlp, "CPU")
+# GPU kernels: Python that launches them.
 
 
 def _register_launcher(name: str, key: str) -> None:
@@ -264,8 +238,7 @@ def _register_launcher(name: str, key: str) -> None:
     library.impl(name, launch, key)
 
 
-for _name in ("sep_conv2d", "sep_conv2d_block", "sep_conv2d_stack",
-              "sep_conv2d_backward", "sep_conv2d_block_backward"):  # fmt: skip
+for _name in KERNELS:
     _register_launcher(_name, "CUDA")
     if interpreted():
         _register_launcher(_name, "CPU")

@@ -1,4 +1,4 @@
-"""The operator, the block, the stack and the tail in plain PyTorch: what every kernel must compute.
+"""The operator, the block, the stack and the head in plain PyTorch: what every kernel must compute.
 
 Shapes: x (N, Cin, T, F); pointwise (Cout, Cin); time_taps and freq_taps (Cout, 3); bias (Cout,).
 Sizes may be zero. float16 and bfloat16 are computed in float32 and rounded once.
@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from fastsep.layouts import accumulator
 
 
 def sep_conv2d(
@@ -108,8 +110,3 @@ def _inside(positions: Tensor, chosen: Tensor, start: Tensor, stop: Tensor) -> T
     """(N, len(positions)): whether a chosen stripe of the sample covers the position."""
     hit = (positions >= start[..., None]) & (positions < stop[..., None])
     return (hit & chosen[..., None]).any(dim=1)
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that sums of products of `dtype` are kept in."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

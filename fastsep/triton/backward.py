@@ -8,7 +8,7 @@ around, the gradients are sums of g times the five neighbours of z (taps, bias),
 import triton
 import triton.language as tl
 
-from fastsep.triton.tile import (
+from fastsep.triton.shared import (
     add_product,
     aside,
     inside,
@@ -23,22 +23,22 @@ from fastsep.triton.tile import (
 SUMS = 6  # of g times z above, here, below, left and right, and of g itself
 
 
-@triton.jit(do_not_specialize=["strips", "length", "windows"])
+@triton.jit(do_not_specialize=["spans", "length", "windows"])
 def sums_kernel(
-    x, grad, positive, sums, weights, size, prepare, strips, length, windows, M: tl.constexpr
+    x, grad, positive, sums, weights, size, load, spans, length, windows, M: tl.constexpr
 ):
     """Walks as the forward kernel does. Writes the SUMS of each program to sums (programs of a
     channel block, SUMS, Cout), and with ReLU whether y > 0 to positive (N, Cout, T, F)."""
     C: tl.constexpr = M.C
-    here = place(size, strips, length, windows, M)
+    here = place(size, spans, length, windows, M)
     n, channel, f = here.n, here.channel, here.f
     taps = load_taps(weights, size, channel, M)
     bias = load_bias(weights, size, channel, M)
     row = tl.arange(0, M.COLUMNS) // M.BINS
     if M.CARRY:
         t = (here.phase + M.STEP * here.first) * M.POOL + row
-        up = project(x, prepare, weights, size, n, channel, t - M.DILATION, f, M)
-        centre = project(x, prepare, weights, size, n, channel, t, f, M)
+        up = project(x, load, weights, size, n, channel, t - M.DILATION, f, M)
+        centre = project(x, load, weights, size, n, channel, t, f, M)
     of_up = tl.zeros((C,), M.ACC)
     of_centre = tl.zeros((C,), M.ACC)
     of_down = tl.zeros((C,), M.ACC)
@@ -48,11 +48,11 @@ def sums_kernel(
     for j in range(here.first, here.stop):
         t = (here.phase + M.STEP * j) * M.POOL + row
         if not M.CARRY:
-            up = project(x, prepare, weights, size, n, channel, t - M.DILATION, f, M)
-            centre = project(x, prepare, weights, size, n, channel, t, f, M)
-        down = project(x, prepare, weights, size, n, channel, t + M.DILATION, f, M)
-        left = aside(centre, x, prepare, weights, size, here, t, -M.DILATION, M)
-        right = aside(centre, x, prepare, weights, size, here, t, M.DILATION, M)
+            up = project(x, load, weights, size, n, channel, t - M.DILATION, f, M)
+            centre = project(x, load, weights, size, n, channel, t, f, M)
+        down = project(x, load, weights, size, n, channel, t + M.DILATION, f, M)
+        left = aside(centre, x, load, weights, size, here, t, -M.DILATION, M)
+        right = aside(centre, x, load, weights, size, here, t, M.DILATION, M)
         mine = here.owned & (f < size.bins // M.POOL * M.POOL)
         mine = (channel < size.channels_out)[:, None] & mine[None, :]
         at = pointers(grad, n, channel, t // M.POOL, f // M.POOL)
@@ -141,9 +141,7 @@ def input_kernel(grad, positive, dx, weights, size, M: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["clips", "splits"])
-def pointwise_kernel(
-    x, grad, positive, sums, weights, size, prepare, clips, splits, M: tl.constexpr
-):
+def pointwise_kernel(x, grad, positive, sums, weights, size, load, clips, splits, M: tl.constexpr):
     """Partial sums (splits, Cout, Cin) of dz x^T: C by K channels of every splits-th block of BINS
     positions a program."""
     C: tl.constexpr = M.C
@@ -163,7 +161,7 @@ def pointwise_kernel(
         t, f = position // size.bins, position % size.bins
         dz = load_dz(grad, positive, taps, size, n, channel, t, f, M)
         dz = tl.where((t < size.frames)[None, :], dz, 0.0).to(M.DOT)  # taps reach past the map
-        loaded = load_input(x, prepare, size, n, channel_in, t, f, M).to(M.DOT)
+        loaded = load_input(x, load, size, n, channel_in, t, f, M).to(M.DOT)
         total = add_product(total, dz, tl.trans(loaded), M)
     at = sums + (split * size.channels_out + channel).to(tl.int64)[:, None] * size.channels_in
     mask = (channel < size.channels_out)[:, None] & (channel_in < size.channels_in)[None, :]

@@ -9,24 +9,24 @@ computed once; elsewhere three.
 import triton
 import triton.language as tl
 
-from fastsep.triton.tile import aside, load_bias, load_taps, place, pointers, project
+from fastsep.triton.shared import aside, load_bias, load_taps, place, pointers, project
 
 
-@triton.jit(do_not_specialize=["strips", "length", "windows"])
-def forward_kernel(x, y, weights, size, prepare, strips, length, windows, M: tl.constexpr):
+@triton.jit(do_not_specialize=["spans", "length", "windows"])
+def forward_kernel(x, y, weights, size, load, spans, length, windows, M: tl.constexpr):
     """x (N, Cin, T, F) -> y (N, Cout, T // POOL, F // POOL)."""
     C: tl.constexpr = M.C
     POOL: tl.constexpr = M.POOL
     BINS: tl.constexpr = M.BINS
-    here = place(size, strips, length, windows, M)
+    here = place(size, spans, length, windows, M)
     n, channel, f = here.n, here.channel, here.f
     taps = load_taps(weights, size, channel, M)
     bias = load_bias(weights, size, channel, M)
     row = tl.arange(0, M.COLUMNS) // M.BINS
     if M.CARRY:
         t = (here.phase + M.STEP * here.first) * M.POOL + row
-        up = project(x, prepare, weights, size, n, channel, t - M.DILATION, f, M)
-        centre = project(x, prepare, weights, size, n, channel, t, f, M)
+        up = project(x, load, weights, size, n, channel, t - M.DILATION, f, M)
+        centre = project(x, load, weights, size, n, channel, t, f, M)
 
     bin_out = here.first_bin // M.POOL + tl.arange(0, M.BINS // M.POOL)
     owned = (bin_out * M.POOL >= here.first_bin + M.HALO) & (
@@ -39,13 +39,13 @@ def forward_kernel(x, y, weights, size, prepare, strips, length, windows, M: tl.
         q = here.phase + M.STEP * j
         t = q * M.POOL + row
         if not M.CARRY:
-            up = project(x, prepare, weights, size, n, channel, t - M.DILATION, f, M)
-            centre = project(x, prepare, weights, size, n, channel, t, f, M)
-        down = project(x, prepare, weights, size, n, channel, t + M.DILATION, f, M)
+            up = project(x, load, weights, size, n, channel, t - M.DILATION, f, M)
+            centre = project(x, load, weights, size, n, channel, t, f, M)
+        down = project(x, load, weights, size, n, channel, t + M.DILATION, f, M)
         value = taps.centre * centre + bias
         value += taps.up * up + taps.down * down
-        value += taps.left * aside(centre, x, prepare, weights, size, here, t, -M.DILATION, M)
-        value += taps.right * aside(centre, x, prepare, weights, size, here, t, M.DILATION, M)
+        value += taps.left * aside(centre, x, load, weights, size, here, t, -M.DILATION, M)
+        value += taps.right * aside(centre, x, load, weights, size, here, t, M.DILATION, M)
         if M.RELU:
             value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
         if M.POOL > 1:

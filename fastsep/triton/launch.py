@@ -11,14 +11,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastsep.reference import accumulator
+from fastsep.layouts import accumulator
 from fastsep.triton.backward import SUMS, input_kernel, pointwise_kernel, sums_kernel
 from fastsep.triton.forward import forward_kernel
-from fastsep.triton.tile import Map, Mode, Preparation, Size, Weights
-from fastsep.triton.tuning import Tile, choose
+from fastsep.triton.shared import Load, Map, Mode, Size, Weights
+from fastsep.triton.tiles import Launch, Tile
+from fastsep.triton.tuning import choose
 
 POOLS = (1, 2, 4)  # windows of which a tile, a power of two of columns wide, holds whole ones
-UNPREPARED = Preparation(None, None, None, 0)
+AS_IT_IS = Load(None, None, None, 0)
 WAVES = 4  # programs wanted for every multiprocessor, so that the last ones to end matter little
 _TRITON = {
     torch.float32: tl.float32,
@@ -29,10 +30,10 @@ _TRITON = {
 
 
 class Walk(NamedTuple):
-    """How the programs share the output: strips of at most `length` steps in time, windows of
+    """How the programs share the output: spans of at most `length` steps in time, windows of
     bins."""
 
-    strips: int
+    spans: int
     length: int
     windows: int
 
@@ -109,23 +110,8 @@ class Operator:
         others = x.shape[0] * windows * mode.STEP * triton.cdiv(size.channels_out, mode.C)
         wanted = triton.cdiv(WAVES * _multiprocessors(x.device), max(others, 1))
         length = max(triton.cdiv(groups, wanted), min(groups, 8), 1)  # a cut costs two tiles of z
-        strips = triton.cdiv(groups, length) * mode.STEP
-        return mode, Walk(strips, length, windows), x.shape[0] * strips * windows
-
-
-@dataclass(frozen=True)
-class Launch:
-    """A kernel with its arguments, and how many programs of which tile run it."""
-
-    kernel: Any
-    programs: int
-    arguments: tuple[Any, ...]
-    tile: Tile
-
-    def run(self) -> None:
-        if self.programs > 0:
-            options = self.tile.options(64 if torch.version.hip else 32)
-            self.kernel[(self.programs,)](*self.arguments, **options)
+        spans = triton.cdiv(groups, length) * mode.STEP
+        return mode, Walk(spans, length, windows), x.shape[0] * spans * windows
 
 
 def run(kind: str, op: Operator, x: Tensor, plan: Callable[[Tile], Launch]) -> None:
@@ -134,11 +120,11 @@ def run(kind: str, op: Operator, x: Tensor, plan: Callable[[Tile], Launch]) -> N
         plan(choose(kind, op.size(x), op.pool, op.arithmetic, plan)).run()
 
 
-def forward(x: Tensor, y: Tensor, op: Operator, prepare: Preparation) -> Callable[[Tile], Launch]:
+def forward(x: Tensor, y: Tensor, op: Operator, load: Load) -> Callable[[Tile], Launch]:
     def plan(tile: Tile) -> Launch:
         mode, walk, programs = op.walking(x, tile)
         size = op.size(x)
-        arguments = (_map(x), _map(y), op.weights, size, prepare, *walk, mode)
+        arguments = (_map(x), _map(y), op.weights, size, load, *walk, mode)
         blocks = triton.cdiv(size.channels_out, mode.C)
         return Launch(forward_kernel, programs * blocks, arguments, tile)
 
@@ -156,7 +142,7 @@ def sums(
         wide = accumulator(x.dtype)
         partial = torch.empty(programs, SUMS, size.channels_out, dtype=wide, device=x.device)
         out[:] = [partial]
-        arguments = (_map(x), _map(grad), _map(positive), partial, op.weights, size, UNPREPARED,
+        arguments = (_map(x), _map(grad), _map(positive), partial, op.weights, size, AS_IT_IS,
                      *walk, mode)  # fmt: skip
         blocks = triton.cdiv(size.channels_out, mode.C)
         return Launch(sums_kernel, programs * blocks, arguments, tile)
@@ -195,7 +181,7 @@ def pointwise_gradient(
             splits, size.channels_out, size.channels_in, dtype=wide, device=x.device
         )
         out[:] = [partial]
-        arguments = (_map(x), _map(grad), _map(positive), partial, op.weights, size, UNPREPARED,
+        arguments = (_map(x), _map(grad), _map(positive), partial, op.weights, size, AS_IT_IS,
                      x.shape[0], splits, mode)  # fmt: skip
         return Launch(pointwise_kernel, blocks * splits, arguments, tile)
 

@@ -16,67 +16,16 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
 
-from fastsep.triton.tile import Size
-
-if TYPE_CHECKING:
-    from fastsep.triton.launch import Launch
-
-
-class Tile(NamedTuple):
-    """channels by columns of a program's tile, depth: channels a step of the matrix product.
-
-    warps: of 32 threads; see `options`.
-    """
-
-    channels: int
-    columns: int
-    depth: int
-    warps: int
-    stages: int
-
-    def options(self, warp_size: int = 32) -> dict[str, int]:
-        """For Triton, which counts warps of the GPU's own size: 64 threads on AMD's."""
-        return {"num_warps": max(self.warps * 32 // warp_size, 1), "num_stages": self.stages}
-
-
-# What is searched; the first is used where nothing was measured, and compiles without spills for
-# all layers of the network (benchmarks/triton_resources.py). "lone": one input channel.
-CANDIDATES: dict[tuple[str, str], list[Tile]] = {
-    ("forward", "lone"): [Tile(8, 512, 1, 4, 1), Tile(8, 512, 1, 8, 1), Tile(8, 256, 1, 8, 1)],
-    ("forward", "ieee"): [
-        Tile(32, 256, 16, 8, 1),
-        Tile(64, 128, 16, 16, 1),
-        Tile(32, 128, 16, 8, 1),
-        Tile(64, 64, 16, 8, 1),
-        Tile(32, 64, 16, 4, 1),
-    ],
-    ("forward", "tf32"): [Tile(32, 256, 32, 8, 1), Tile(32, 128, 32, 8, 1), Tile(64, 64, 32, 8, 1)],
-    ("forward", "half"): [Tile(32, 256, 64, 8, 1), Tile(32, 128, 64, 8, 1), Tile(64, 64, 64, 8, 1)],
-    ("forward", "float64"): [Tile(8, 32, 4, 4, 1)],
-    ("sums", "lone"): [Tile(4, 256, 1, 4, 1), Tile(8, 128, 1, 4, 1)],
-    ("sums", "ieee"): [Tile(16, 128, 16, 8, 1), Tile(16, 64, 16, 4, 1)],
-    ("sums", "tf32"): [Tile(16, 128, 32, 8, 1), Tile(16, 64, 32, 4, 1)],
-    ("sums", "half"): [Tile(16, 256, 32, 8, 1), Tile(16, 128, 32, 8, 1)],
-    ("sums", "float64"): [Tile(8, 32, 4, 4, 1)],
-    ("input_gradient", "lone"): [Tile(1, 128, 8, 4, 1), Tile(1, 256, 8, 8, 1)],
-    ("input_gradient", "ieee"): [Tile(64, 64, 16, 8, 1), Tile(64, 32, 16, 4, 1)],
-    ("input_gradient", "tf32"): [Tile(64, 64, 16, 8, 1), Tile(64, 32, 16, 4, 1)],
-    ("input_gradient", "half"): [Tile(64, 64, 16, 8, 1), Tile(64, 32, 32, 8, 1)],
-    ("input_gradient", "float64"): [Tile(16, 32, 4, 4, 1)],
-    ("pointwise_gradient", "ieee"): [Tile(64, 32, 64, 4, 1), Tile(32, 32, 64, 4, 1)],
-    ("pointwise_gradient", "tf32"): [Tile(32, 32, 64, 8, 1), Tile(64, 32, 32, 8, 1)],
-    ("pointwise_gradient", "half"): [Tile(64, 32, 64, 4, 1), Tile(64, 32, 64, 8, 1)],
-    ("pointwise_gradient", "float64"): [Tile(16, 16, 16, 4, 1)],
-}
+from fastsep.triton.shared import Size
+from fastsep.triton.tiles import Launch, Tile, candidates_for
 
 
 def choose(
-    kind: str, size: Size, pool: int, arithmetic: str, plan: "Callable[[Tile], Launch]"
+    kind: str, size: Size, pool: int, arithmetic: str, plan: Callable[[Tile], Launch]
 ) -> Tile:
     """The tile for a layer; plan makes the launch that would run with a tile, to be timed."""
     candidates = candidates_for(kind, size, arithmetic)
@@ -98,12 +47,7 @@ def choose(
     return known[layer]
 
 
-def candidates_for(kind: str, size: Size, arithmetic: str) -> list[Tile]:
-    lone = size.channels_in == 1 and arithmetic != "float64"
-    return CANDIDATES[kind, "lone" if lone else arithmetic]
-
-
-def _milliseconds(job: "Launch") -> float:
+def _milliseconds(job: Launch) -> float:
     try:
         return triton.testing.do_bench(job.run, warmup=5, rep=20, return_mode="median")
     except triton.runtime.errors.OutOfResources:  # shared memory, on a smaller GPU

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import fastsep
 from fastsep import reference
-from fastsep.backends import interpreted
+from fastsep.kernels import interpreted
 
 Draw = Callable[..., tuple[Any, Any, Any, Any]]  # the fixture `weights`
 

@@ -16,7 +16,7 @@ import torch
 
 import fastsep
 from fastsep import reference
-from fastsep.backends import interpreted
+from fastsep.kernels import interpreted
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

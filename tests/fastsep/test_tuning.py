@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastsep.backends import interpreted
+from fastsep.kernels import interpreted
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(interpreted(), reason="the interpreter has nothing to tune")
@@ -38,12 +38,12 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
 def test_tiles_are_measured_once_and_kept(
     measured: list[object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from fastsep.triton import tuning
-    from fastsep.triton.tile import Size
+    from fastsep.triton import tiles, tuning
+    from fastsep.triton.shared import Size
 
-    candidates = tuning.CANDIDATES["forward", "ieee"]
+    candidates = tiles.CANDIDATES["forward", "ieee"]
 
-    def choose(frames: int, arithmetic: str = "ieee") -> tuning.Tile:
+    def choose(frames: int, arithmetic: str = "ieee") -> tiles.Tile:
         return tuning.choose("forward", Size(64, 128, frames, 128), 2, arithmetic, lambda t: t)
 
     assert choose(215) == candidates[0]
@@ -53,7 +53,7 @@ def test_tiles_are_measured_once_and_kept(
     assert choose(215) == candidates[-1]
     assert measured == candidates
     assert choose(9) == candidates[-1] and len(measured) == len(candidates)  # frames do not matter
-    assert choose(215, "half") == tuning.CANDIDATES["forward", "half"][-1]  # the arithmetic does
+    assert choose(215, "half") == tiles.CANDIDATES["forward", "half"][-1]  # the arithmetic does
 
     monkeypatch.delenv("FASTSEP_TUNE")
     tuning._tables.cache_clear()  # as another process would
@@ -66,13 +66,13 @@ def test_tiles_are_measured_once_and_kept(
 def test_a_table_of_the_package_is_used_and_the_users_own_wins(
     measured: list[object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from fastsep.triton import tuning
-    from fastsep.triton.tile import Size
+    from fastsep.triton import tiles, tuning
+    from fastsep.triton.shared import Size
 
     monkeypatch.setenv("FASTSEP_TUNE", "1")
     size = Size(64, 128, 215, 128)
 
-    def choose() -> tuning.Tile:
+    def choose() -> tiles.Tile:
         return tuning.choose("sums", size, 2, "tf32", lambda t: t)
 
     mine = choose()
@@ -91,34 +91,34 @@ def test_a_table_of_the_package_is_used_and_the_users_own_wins(
 def test_nothing_is_measured_while_a_graph_is_captured(
     measured: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastsep.triton import tuning
-    from fastsep.triton.tile import Size
+    from fastsep.triton import tiles, tuning
+    from fastsep.triton.shared import Size
 
     monkeypatch.setenv("FASTSEP_TUNE", "1")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     tile = tuning.choose("forward", Size(64, 128, 9, 128), 2, "half", lambda t: t)
-    assert tile == tuning.CANDIDATES["forward", "half"][0] and not measured
+    assert tile == tiles.CANDIDATES["forward", "half"][0] and not measured
 
 
 def test_a_broken_table_and_a_folder_that_cannot_be_written_are_warned_of(
     measured: list[object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from fastsep.triton import tuning
-    from fastsep.triton.tile import Size
+    from fastsep.triton import tiles, tuning
+    from fastsep.triton.shared import Size
 
-    def choose() -> tuning.Tile:
+    def choose() -> tiles.Tile:
         return tuning.choose("forward", Size(64, 128, 9, 128), 2, "ieee", lambda t: t)
 
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "triton-Some-GPU-80-GB-.json").write_text("{")
     with pytest.warns(UserWarning, match="ignores the table"):
-        assert choose() == tuning.CANDIDATES["forward", "ieee"][0]
+        assert choose() == tiles.CANDIDATES["forward", "ieee"][0]
     monkeypatch.setenv("FASTSEP_TUNE", "1")
     monkeypatch.setenv("FASTSEP_CACHE_DIR", str(tmp_path / "a file"))
     (tmp_path / "a file").touch()
     tuning._tables.cache_clear()
     with pytest.warns(UserWarning, match="cannot keep|ignores"):
-        assert choose() == tuning.CANDIDATES["forward", "ieee"][-1]
+        assert choose() == tiles.CANDIDATES["forward", "ieee"][-1]
 
 
 @pytest.mark.parametrize(

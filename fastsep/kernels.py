@@ -1,4 +1,4 @@
-"""Which kernels can run here, and which one a call uses."""
+"""Which kernels there are, which of them can run here, and which ones a call uses."""
 
 import importlib
 import os
@@ -13,16 +13,28 @@ import torch
 
 _PACKAGE = Path(__file__).parent
 
+# The backends with kernels of their own for an operator (its schema is in fastsep.ops). Elsewhere a
+# public function does with other operators or in plain PyTorch, and the CUDA C++ backend's
+# gradients are Triton's.
+KERNELS: dict[str, tuple[str, ...]] = {
+    "sep_conv2d": ("cpu", "triton", "cuda"),
+    "sep_conv2d_backward": ("cpu", "triton"),
+    "sep_conv2d_block": ("cpu", "triton", "cuda"),
+    "sep_conv2d_block_backward": ("cpu", "triton"),
+    "sep_conv2d_stack": ("cpu", "triton"),
+    "global_pool_mlp": ("cpu",),
+}
+
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """available: whether calls can use it here; detail: what it is, or why it cannot run."""
+    """Of a backend. available: whether calls can use it here; detail: what it is, or why not."""
 
     available: bool
     detail: str
 
 
-def _load(library: str) -> str | None:
+def _load_library(library: str) -> str | None:
     """Loads a compiled library of the package; returns why it could not, or None."""
     path = _PACKAGE / f"{library}.abi3.so"
     if not path.exists():
@@ -45,7 +57,7 @@ def interpreted() -> bool:
 
 
 _has_triton = find_spec("triton") is not None  # importing it takes longer than `import fastsep`
-_cpu_missing = "Triton's interpreter takes its place" if interpreted() else _load("_cpu")
+_cpu_missing = "Triton's interpreter takes its place" if interpreted() else _load_library("_cpu")
 if os.environ.get("FASTSEP_CPU_ISA") and _cpu_missing is None:
     try:
         torch.ops.fastsep_cpu.set_isa(os.environ["FASTSEP_CPU_ISA"])
@@ -79,7 +91,7 @@ def _triton() -> BackendStatus:
 def _cuda() -> BackendStatus:
     if not torch.cuda.is_available():
         return BackendStatus(False, "PyTorch sees no CUDA device")
-    missing = _load("_cuda")  # only now: it needs the CUDA runtime that a CPU-only torch lacks
+    missing = _load_library("_cuda")  # only now: it needs the CUDA runtime, which not all have
     if missing is not None:
         return BackendStatus(False, missing)
     return BackendStatus(True, "CUDA C++, inference only, compiled but never run by us")
@@ -121,9 +133,14 @@ _forced: str | None = _checked(os.environ.get("FASTSEP_BACKEND") or None, "FASTS
 class use_backend:
     """Makes every call use one backend: from here on, or inside a `with` block.
 
-    name: "cpu", "triton", "cuda", "reference", or None to choose by the tensors' device again.
-    Holds for the whole process. Raises ValueError for an unknown name and RuntimeError for a
-    backend that cannot run here.
+    Holds for the whole process.
+
+    Args:
+        name: "cpu", "triton", "cuda", "reference", or None to choose by the tensors' device again.
+
+    Raises:
+        ValueError: an unknown name.
+        RuntimeError: a backend that cannot run here.
     """
 
     def __init__(self, name: str | None) -> None:
@@ -145,7 +162,11 @@ class use_backend:
 
 
 def select(device: torch.device) -> str:
-    """The backend for tensors on `device`; ValueError when the forced one does not take them."""
+    """The backend for tensors on `device`.
+
+    Raises:
+        ValueError: the backend that is forced does not take them.
+    """
     if _forced is None:
         if device.type == "cpu" and _cpu_missing is None:
             return "cpu"
@@ -161,6 +182,10 @@ def select(device: torch.device) -> str:
 
 
 def gpu_kernels(operator: str) -> ModuleType:
-    """The module with this operator for a GPU; the CUDA C++ has no gradients of its own."""
-    cuda = _forced == "cuda" and "backward" not in operator
-    return importlib.import_module("fastsep.cuda" if cuda else "fastsep.triton")
+    """The module whose function of this name runs the operator on a GPU, imported at first use."""
+    backends_with_it = KERNELS[operator]
+    if _forced == "cuda" and "cuda" in backends_with_it:
+        return importlib.import_module("fastsep.cuda")
+    if "triton" in backends_with_it:
+        return importlib.import_module("fastsep.triton.operators")
+    return importlib.import_module("fastsep.reference")

@@ -39,8 +39,8 @@ class Weights(NamedTuple):
     bias: Any
 
 
-class Preparation(NamedTuple):
-    """Of the input on load: scale and shift (F,) or None, stripes (N, num_stripes, 3) or None."""
+class Load(NamedTuple):
+    """As the input is read: scale and shift (F,) or None, stripes (N, num_stripes, 3) or None."""
 
     scale: Any
     shift: Any
@@ -93,18 +93,18 @@ class Taps(NamedTuple):
 
 
 @triton.jit
-def place(size, strips, length, windows, M: tl.constexpr):
-    """Programs that read the same input follow each other: channels, windows, strips, clips."""
+def place(size, spans, length, windows, M: tl.constexpr):
+    """Programs that read the same input follow each other: channels, windows, spans, clips."""
     index = tl.program_id(0)
     blocks = tl.cdiv(size.channels_out, M.C)
     channel = index % blocks * M.C + tl.arange(0, M.C)
     index = index // blocks
     first_bin = index % windows * (M.BINS - 2 * M.HALO) - M.HALO
     index = index // windows
-    strip = index % strips
-    n = index // strips
-    phase = strip % M.STEP
-    first = strip // M.STEP * length
+    span = index % spans
+    n = index // spans
+    phase = span % M.STEP
+    first = span // M.STEP * length
     groups = tl.cdiv(size.frames // M.POOL - phase, M.STEP)
     column = tl.arange(0, M.COLUMNS) % M.BINS
     return Place(
@@ -133,18 +133,18 @@ def inside(size, t, f):
 
 
 @triton.jit
-def load_input(x, prepare, size, n, channel, t, f, M: tl.constexpr):
+def load_input(x, load, size, n, channel, t, f, M: tl.constexpr):
     """x after the per-bin affine and with the stripes set to 0; 0 outside the map."""
     there = inside(size, t, f)
     mask = (channel < size.channels_in)[:, None] & there[None, :]
     value = tl.load(pointers(x, n, channel, t, f), mask=mask, other=0.0)
-    if prepare.scale is not None:
-        scale = tl.load(prepare.scale + f, mask=there, other=0.0).to(M.ACC)
-        shift = tl.load(prepare.shift + f, mask=there, other=0.0).to(M.ACC)
+    if load.scale is not None:
+        scale = tl.load(load.scale + f, mask=there, other=0.0).to(M.ACC)
+        shift = tl.load(load.shift + f, mask=there, other=0.0).to(M.ACC)
         value = tl.where(mask, value.to(M.ACC) * scale[None, :] + shift[None, :], 0.0)
-    if prepare.stripes is not None:
-        stripe = prepare.stripes + n.to(tl.int64) * prepare.num_stripes * 3
-        for _ in range(prepare.num_stripes):
+    if load.stripes is not None:
+        stripe = load.stripes + n.to(tl.int64) * load.num_stripes * 3
+        for _ in range(load.num_stripes):
             axis = tl.load(stripe)
             position = tl.where(axis == 0, t, f)
             hit = (position >= tl.load(stripe + 1)) & (position < tl.load(stripe + 2))
@@ -165,11 +165,11 @@ def add_product(total, a, b, M: tl.constexpr):
 
 
 @triton.jit
-def project(x, prepare, weights, size, n, channel, t, f, M: tl.constexpr):
+def project(x, load, weights, size, n, channel, t, f, M: tl.constexpr):
     """A tile of z = pointwise x, exactly 0 outside the map; of a lone input channel x itself, which
     is (1, columns)."""
     if M.LONE:
-        z = load_input(x, prepare, size, n, tl.arange(0, 1), t, f, M).to(M.ACC)
+        z = load_input(x, load, size, n, tl.arange(0, 1), t, f, M).to(M.ACC)
     else:
         CHANNELS: tl.constexpr = M.C
         COLUMNS: tl.constexpr = M.COLUMNS
@@ -179,7 +179,7 @@ def project(x, prepare, weights, size, n, channel, t, f, M: tl.constexpr):
             at = weights.pointwise + channel.to(tl.int64)[:, None] * size.channels_in + k[None, :]
             mask = (channel < size.channels_out)[:, None] & (k < size.channels_in)[None, :]
             p = tl.load(at, mask=mask, other=0.0).to(M.DOT)
-            loaded = load_input(x, prepare, size, n, k, t, f, M).to(M.DOT)
+            loaded = load_input(x, load, size, n, k, t, f, M).to(M.DOT)
             z = add_product(z, p, loaded, M)
         z = tl.where(inside(size, t, f)[None, :], z, 0.0)  # which an inf weight would break
     return z
@@ -213,7 +213,7 @@ def load_bias(weights, size, channel, M: tl.constexpr):
 
 
 @triton.jit
-def aside(z, x, prepare, weights, size, here, t, by: tl.constexpr, M: tl.constexpr):
+def aside(z, x, load, weights, size, here, t, by: tl.constexpr, M: tl.constexpr):
     """z at `by` bins further on; M.GATHER: as far as the tile reaches."""
     if M.GATHER:
         column = tl.arange(0, M.COLUMNS)
@@ -222,5 +222,5 @@ def aside(z, x, prepare, weights, size, here, t, by: tl.constexpr, M: tl.constex
         moved = tl.gather(z, tl.broadcast_to(index[None, :], z.shape), 1)
         result = tl.where(((there >= 0) & (there < M.BINS))[None, :], moved, 0.0)
     else:
-        result = project(x, prepare, weights, size, here.n, here.channel, t, here.f + by, M)
+        result = project(x, load, weights, size, here.n, here.channel, t, here.f + by, M)
     return result

@@ -1,0 +1,174 @@
+"""Arguments that do not fit are answered in words: by name, with what was expected and what came.
+
+A name that starts with `check` raises or returns nothing; one that starts with `checked` returns
+its arguments in the one form that the operators take.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastsep.dispatch import autocasts
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class BlockParameters(NamedTuple):
+    """One block of a stack: pointwise (Cout, Cin), taps (Cout, 3), bias (Cout,), geometry."""
+
+    pointwise: Tensor
+    time_taps: Tensor
+    freq_taps: Tensor
+    bias: Tensor
+    dilation: int = 2
+    pool: int = 2
+
+
+def check_input(x: Tensor) -> None:
+    """x is a map (N, C, T, F) of a dtype that the operators compute in."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    if x.dim() != 4:
+        raise ValueError(f"x must have 4 dimensions (N, C, T, F), got shape {tuple(x.shape)}")
+    if x.dtype not in _DTYPES:
+        raise TypeError(f"x must be float32, float64, bfloat16 or float16, got {x.dtype}")
+
+
+def check_geometry(where: str, dilation: int, pool: int = 1) -> None:
+    for name, value in (("dilation", dilation), ("pool", pool)):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{where}{name} must be an int, got {type(value).__name__}")
+        if value < 1:
+            raise ValueError(f"{where}{name} must be at least 1, got {value}")
+
+
+def check_compute(compute: str | None) -> None:
+    if compute not in (None, "bf16"):
+        raise ValueError(f'compute must be None or "bf16", got {compute!r}')
+
+
+def check_poolable(x: Tensor) -> None:
+    """Global pooling has something to take the mean and the maximum of."""
+    if 0 in x.shape[2:]:
+        raise ValueError(f"x must have at least one frame and one bin, got {tuple(x.shape)}")
+
+
+def check_block(
+    x: Tensor,
+    channels: int,
+    where: str,
+    pointwise: Tensor,
+    time_taps: Tensor,
+    freq_taps: Tensor,
+    bias: Tensor | None,
+    *,
+    needs_bias: bool = False,
+) -> None:
+    """Weights that take `channels` channels, of x's dtype and device; `where` precedes names."""
+    if not isinstance(pointwise, Tensor) or pointwise.dim() != 2:
+        got = tuple(pointwise.shape) if isinstance(pointwise, Tensor) else type(pointwise).__name__
+        raise ValueError(f"{where}pointwise must be a tensor of shape (Cout, Cin), got {got}")
+    out = pointwise.shape[0]
+    _check_weight(x, where, "pointwise", pointwise, (out, channels), "(Cout, Cin)")
+    _check_weight(x, where, "time_taps", time_taps, (out, 3), "(Cout, 3)")
+    _check_weight(x, where, "freq_taps", freq_taps, (out, 3), "(Cout, 3)")
+    if bias is not None or needs_bias:
+        _check_weight(x, where, "bias", bias, (out,), "(Cout,)")
+
+
+def check_blocks(x: Tensor, blocks: Sequence[BlockParameters]) -> None:
+    """Each block takes the channels that the one before gives."""
+    channels = x.shape[1]
+    for i, block in enumerate(blocks):
+        check_block(x, channels, f"blocks[{i}].", *block[:4], needs_bias=True)
+        channels = block.pointwise.shape[0]
+
+
+def check_layers(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Each linear layer takes what the one before gives, the first x's channels."""
+    width = x.shape[1]
+    for i, (weight, bias) in enumerate(layers):
+        out = weight.shape[0] if isinstance(weight, Tensor) and weight.dim() == 2 else 0
+        _check_weight(x, f"layers[{i}] ", "weight", weight, (out, width), "(out, in)")
+        _check_weight(x, f"layers[{i}] ", "bias", bias, (out,), "(out,)")
+        width = out
+
+
+def checked_blocks(blocks: Sequence[Any]) -> list[BlockParameters]:
+    """A stack's blocks as such, their geometry checked; their weights are for `check_blocks`."""
+    if not blocks:
+        raise ValueError("blocks is empty: a stack needs at least one block")
+    return [_checked_block(i, block) for i, block in enumerate(blocks)]
+
+
+def checked_layers(layers: Sequence[Any]) -> tuple[list[Tensor], list[Tensor]]:
+    """The weights and the biases of linear layers; whether they fit is for `check_layers`."""
+    for i, layer in enumerate(layers):
+        if not isinstance(layer, (tuple, list)) or len(layer) != 2:
+            raise TypeError(f"layers[{i}] must be a pair of tensors (weight, bias)")
+    return [layer[0] for layer in layers], [layer[1] for layer in layers]
+
+
+def checked_load(
+    x: Tensor, affine: tuple[Tensor, Tensor] | None, stripes: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """What `reference.load` takes besides x: scale and shift (F,), int32 stripes (N, S, 3)."""
+    check_input(x)
+    scale = shift = None
+    if affine is not None:
+        if not isinstance(affine, (tuple, list)) or len(affine) != 2:
+            raise TypeError("affine must be a pair of tensors (scale, shift)")
+        scale, shift = affine
+        _check_weight(x, "affine ", "scale", scale, (x.shape[3],), "(F,)")
+        _check_weight(x, "affine ", "shift", shift, (x.shape[3],), "(F,)")
+    return scale, shift, None if stripes is None else _checked_stripes(x, stripes)
+
+
+def _checked_block(index: int, block: Any) -> BlockParameters:
+    if type(block) is not BlockParameters:
+        if not isinstance(block, (tuple, list)) or not 4 <= len(block) <= 6:
+            raise TypeError(
+                f"blocks[{index}] must be "
+                "BlockParameters(pointwise, time_taps, freq_taps, bias, dilation, pool)"
+            )
+        block = BlockParameters(*block)
+    check_geometry(f"blocks[{index}].", block.dilation, block.pool)
+    return block
+
+
+def _checked_stripes(x: Tensor, stripes: Tensor) -> Tensor:
+    if not isinstance(stripes, Tensor):
+        raise TypeError(f"stripes must be a tensor, got {type(stripes).__name__}")
+    if stripes.dim() != 3 or stripes.shape[0] != x.shape[0] or stripes.shape[2] != 3:
+        raise ValueError(
+            f"stripes must be (N, S, 3) = ({x.shape[0]}, S, 3) here, got {tuple(stripes.shape)}"
+        )
+    if stripes.is_floating_point() or stripes.is_complex() or stripes.dtype == torch.bool:
+        raise TypeError(f"stripes must hold integers, got {stripes.dtype}")
+    if stripes.device != x.device:
+        raise ValueError(f"stripes is on {stripes.device} but x is on {x.device}")
+    return stripes.long().clamp(-(2**31), 2**31 - 1).to(torch.int32)
+
+
+def _check_weight(
+    x: Tensor, where: str, name: str, w: Tensor | None, shape: tuple[int, ...], meaning: str
+) -> None:
+    if not isinstance(w, Tensor):
+        raise TypeError(f"{where}{name} must be a tensor, got {type(w).__name__}")
+    if w.shape != shape:
+        raise ValueError(f"{where}{name} must be {meaning} = {shape} here, got {tuple(w.shape)}")
+    if w.device != x.device:
+        raise ValueError(
+            f"{where}{name} is on {w.device} but x is on {x.device}: move one to the other"
+        )
+    if w.dtype != x.dtype and not _casts(w, x):
+        raise TypeError(f"{where}{name} is {w.dtype} but x is {x.dtype}: convert one to the other")
+
+
+def _casts(*tensors: Tensor) -> bool:
+    """Whether autocast gives the tensors one dtype."""
+    return autocasts(tensors[0].device.type) and all(
+        t.is_floating_point() and t.dtype != torch.float64 for t in tensors
+    )

@@ -1,0 +1,108 @@
+"""From a call to an operator or to the reference, past autograd and autocast where they do nothing.
+
+Every private part of PyTorch that the library leans on is in this file.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.amp.autocast_mode import _cast
+from torch.autograd import forward_ad
+
+from fastsep.kernels import KERNELS, select
+from fastsep.layouts import memory_format
+
+operators = torch.ops.fastsep  # the namespace that fastsep.ops fills
+
+# `with below_autograd():` operators called inside go to the kernel; autograd sees none of them.
+below_autograd: Callable[[], AbstractContextManager[None]] = torch._C._AutoDispatchBelowAutograd
+
+
+def run(
+    name: str,
+    plain: Callable[..., Tensor],
+    check: Callable[[], None],
+    x: Tensor,
+    *args: Any,
+) -> Tensor:
+    """Runs an operator, or `plain` where no kernel has it, on what `check` may find wrong.
+
+    Plain inference on a CPU is so fast for one clip that checks in Python would show, as would
+    autograd, which is Python for these operators. The C++ kernels check for themselves; only if
+    they refuse has `check` the better words for it.
+    """
+    backend = _backend_of(x)
+    operator = getattr(operators, name)
+    if backend == "cpu" and _is_plain_inference(x, args):
+        try:
+            with below_autograd():
+                return operator(x, *args)
+        except Exception as error:
+            refused = error
+        check()
+        raise refused
+    check()
+    if backend not in KERNELS[name]:
+        return _run_plain(plain, x, *args)
+    return operator(x, *args)
+
+
+def _run_plain(plain: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
+    """`plain`, which under autocast must round where the kernels do and nowhere else."""
+    device_type = x.device.type
+    if autocasts(device_type):
+        x, *args = autocast((x, *args), device_type)
+        with torch.autocast(device_type, enabled=False):
+            y = plain(x, *args)
+    else:
+        y = plain(x, *args)
+    return y.contiguous(memory_format=memory_format(x)) if y.dim() == 4 else y
+
+
+def _backend_of(x: Tensor) -> str:
+    """As `select`, but what PyTorch's own operators alone know how to transform goes to them."""
+    backend = select(x.device)
+    if torch.compiler.is_compiling():
+        return backend
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return "reference" if transformed else backend
+
+
+def _is_plain_inference(x: Tensor, args: tuple[Any, ...]) -> bool:
+    """Whether there is nothing to trace or differentiate, so that x's kernel will run."""
+    if type(x) is not Tensor or torch.compiler.is_compiling():
+        return False
+    return not (torch.is_grad_enabled() and needs_gradients((x, *args)))
+
+
+def needs_gradients(args: Iterable[Any]) -> bool:
+    return any([tensor.requires_grad for tensor in tensors_of(args)])  # a generator is slower
+
+
+def tensors_of(args: Iterable[Any]) -> list[Tensor]:
+    """The tensors among an operator's arguments, those in lists included."""
+    tensors: list[Tensor] = []
+    for arg in args:
+        if isinstance(arg, Tensor):
+            tensors.append(arg)
+        elif isinstance(arg, list):
+            tensors += [item for item in arg if isinstance(item, Tensor)]
+    return tensors
+
+
+def autocasts(device_type: str) -> bool:
+    return device_type != "meta" and torch.is_autocast_enabled(device_type)
+
+
+def autocast(args: Any, device_type: str) -> Any:
+    """The floating tensors among args, float64 aside, in the dtype that autocast uses."""
+    return _cast(args, device_type, torch.get_autocast_dtype(device_type))
+
+
+def without(key: str) -> AbstractContextManager[None]:
+    """`with without("AutocastCPU"):` the dispatcher passes this key over."""
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+    return torch._C._ExcludeDispatchKeyGuard(keys)

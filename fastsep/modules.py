@@ -7,14 +7,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from fastsep import reference
 from fastsep.batchnorm import BatchNorm, FoldCache, fold
-from fastsep.functional import (
-    BlockParameters,
-    checked_load,
-    sep_conv2d,
-    sep_conv2d_block,
-    sep_conv2d_stack,
-)
+from fastsep.checks import BlockParameters, checked_load
+from fastsep.functional import sep_conv2d, sep_conv2d_block, sep_conv2d_stack
 
 
 class SepConv2d(nn.Module):
@@ -149,7 +145,7 @@ class SepConvStack(nn.Sequential):
         for block in self:
             bn = block.bn
             if bn is not None and uses_batch_statistics(bn):
-                return super().forward(checked_load(x, affine, stripes))
+                return super().forward(reference.load(x, *checked_load(x, affine, stripes)))
             parameters.append(block.parameters_with(bn))
         return sep_conv2d_stack(x, parameters, affine=affine, stripes=stripes, compute=self.compute)
 

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from fastsep.backends import interpreted
+from fastsep.kernels import interpreted
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(interpreted(), reason="the interpreter compiles nothing")

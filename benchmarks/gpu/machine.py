@@ -9,7 +9,7 @@ import torch
 import fastsep
 from benchmarks.gpu.results import Case, Row
 from benchmarks.gpu.timing import DTYPES, PRECISIONS, median_ms, settings
-from fastsep.backends import select
+from fastsep.kernels import select
 
 COPY, MATRIX = "copy bandwidth", "matrix rate, {}"
 

@@ -105,7 +105,7 @@ def fake_gpu(backend: str = "reference") -> Iterator[Transfers]:
         Transfers() as transfers,
     ):
         patch.setattr(Tensor, "pin_memory", lambda self: self)  # fake tensors have none
-        patch.setattr("fastsep.functional.select", lambda device: backend)
+        patch.setattr("fastsep.dispatch.select", lambda device: backend)
         patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         patch.setattr(torch.cuda, "is_bf16_supported", lambda: True)  # both for autocast
         yield transfers

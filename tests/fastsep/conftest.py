@@ -19,7 +19,7 @@ from torch import Tensor
 
 import fastsep
 from fastsep import reference
-from fastsep.backends import interpreted
+from fastsep.kernels import interpreted
 
 CI = bool(os.environ.get("CI"))
 REQUIRE_CPU = os.environ.get("FASTSEP_TEST_REQUIRE_CPU", str(int(CI))) == "1"

@@ -12,12 +12,11 @@ from fastsep.triton.shared import (
     add_product,
     aside,
     inside,
-    load_bias,
     load_input,
     load_taps,
-    place,
     pointers,
     project,
+    start,
 )
 
 SUMS = 6  # of g times z above, here, below, left and right, and of g itself
@@ -30,15 +29,12 @@ def sums_kernel(
     """Walks as the forward kernel does. Writes the SUMS of each program to sums (programs of a
     channel block, SUMS, Cout), and with ReLU whether y > 0 to positive (N, Cout, T, F)."""
     C: tl.constexpr = M.C
-    here = place(size, spans, length, windows, M)
+    here, taps, bias, row, first_up, first_centre = start(
+        x, load, weights, size, spans, length, windows, M
+    )
     n, channel, f = here.n, here.channel, here.f
-    taps = load_taps(weights, size, channel, M)
-    bias = load_bias(weights, size, channel, M)
-    row = tl.arange(0, M.COLUMNS) // M.BINS
     if M.CARRY:
-        t = (here.phase + M.STEP * here.first) * M.POOL + row
-        up = project(x, load, weights, size, n, channel, t - M.DILATION, f, M)
-        centre = project(x, load, weights, size, n, channel, t, f, M)
+        up, centre = first_up, first_centre
     of_up = tl.zeros((C,), M.ACC)
     of_centre = tl.zeros((C,), M.ACC)
     of_down = tl.zeros((C,), M.ACC)

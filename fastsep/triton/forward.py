@@ -9,7 +9,7 @@ computed once; elsewhere three.
 import triton
 import triton.language as tl
 
-from fastsep.triton.shared import aside, load_bias, load_taps, place, pointers, project
+from fastsep.triton.shared import aside, pointers, project, start
 
 
 @triton.jit(do_not_specialize=["spans", "length", "windows"])
@@ -18,15 +18,12 @@ def forward_kernel(x, y, weights, size, load, spans, length, windows, M: tl.cons
     C: tl.constexpr = M.C
     POOL: tl.constexpr = M.POOL
     BINS: tl.constexpr = M.BINS
-    here = place(size, spans, length, windows, M)
+    here, taps, bias, row, first_up, first_centre = start(
+        x, load, weights, size, spans, length, windows, M
+    )
     n, channel, f = here.n, here.channel, here.f
-    taps = load_taps(weights, size, channel, M)
-    bias = load_bias(weights, size, channel, M)
-    row = tl.arange(0, M.COLUMNS) // M.BINS
     if M.CARRY:
-        t = (here.phase + M.STEP * here.first) * M.POOL + row
-        up = project(x, load, weights, size, n, channel, t - M.DILATION, f, M)
-        centre = project(x, load, weights, size, n, channel, t, f, M)
+        up, centre = first_up, first_centre
 
     bin_out = here.first_bin // M.POOL + tl.arange(0, M.BINS // M.POOL)
     owned = (bin_out * M.POOL >= here.first_bin + M.HALO) & (

@@ -82,6 +82,18 @@ class Place(NamedTuple):
     owned: Any
 
 
+class Start(NamedTuple):
+    """What a program that walks along time sets out with: its place, coefficients, and the row of
+    each column in a tile. up, centre: with M.CARRY the first tiles of z."""
+
+    here: Any
+    taps: Any
+    bias: Any
+    row: Any
+    up: Any
+    centre: Any
+
+
 class Taps(NamedTuple):
     """Coefficients of the channels of a tile, (channels, 1) each; the centre taps are merged."""
 
@@ -224,3 +236,18 @@ def aside(z, x, load, weights, size, here, t, by: tl.constexpr, M: tl.constexpr)
     else:
         result = project(x, load, weights, size, here.n, here.channel, t, here.f + by, M)
     return result
+
+
+@triton.jit
+def start(x, load, weights, size, spans, length, windows, M: tl.constexpr):
+    """What every walk along time begins with."""
+    here = place(size, spans, length, windows, M)
+    taps = load_taps(weights, size, here.channel, M)
+    bias = load_bias(weights, size, here.channel, M)
+    row = tl.arange(0, M.COLUMNS) // M.BINS
+    up, centre = bias, bias
+    if M.CARRY:
+        t = (here.phase + M.STEP * here.first) * M.POOL + row
+        up = project(x, load, weights, size, here.n, here.channel, t - M.DILATION, here.f, M)
+        centre = project(x, load, weights, size, here.n, here.channel, t, here.f, M)
+    return Start(here, taps, bias, row, up, centre)

@@ -147,7 +147,7 @@ def test_any_number_of_threads_gives_the_same_bits(
     dtype: torch.dtype,
     clips: int,
 ) -> None:
-    """Also for one clip, which threads share by strips of time."""
+    """Also for one clip, which threads share by spans of time."""
     first, second = weights(5, 33, dtype, 1), weights(33, 16, dtype, 2)
     x = random(clips, 5, 71, 23, dtype=dtype)
     leaves = [t.requires_grad_() for t in (x, *first)]

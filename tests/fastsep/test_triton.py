@@ -1,7 +1,7 @@
 """Triton's kernels, on a GPU where there is one and otherwise in Triton's interpreter.
 
-The interpreter stands in for the CPU kernels of a whole process, so there these tests, and those of
-the operators on fewer examples, run in a child process.
+The interpreter stands in for the CPU kernels of a whole process, so there the tests that are marked
+`interpreted`, here and in other files, run in a child process on fewer examples.
 """
 
 import os
@@ -18,34 +18,29 @@ import fastsep
 from fastsep import reference
 from fastsep.kernels import interpreted
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-SELECTED = {
-    HERE / "test_triton.py": "not test_under_the_interpreter",
-    HERE / "test_operator.py": "not gradcheck and not whole_network and not threads",
-    HERE / "test_registration.py": "(opcheck and contiguous) or (compiled and train) or autocast "
-    "or double_backward_is_refused or before_the_backward or alias or channels_last_is_kept",
-    HERE.parent / "test_gpu_suite.py": "checks_pass and not autocast "
-    "and not (bf16 and (operator or block))",  # to bfloat16 the interpreter truncates
-}
+TESTS = Path(__file__).parents[1]
+FILES = [
+    path for path in sorted(TESTS.rglob("test_*.py")) if "mark.interpreted" in path.read_text()
+]
 pytest.importorskip("triton")
 CUDA = torch.cuda.is_available()
-on_its_kernels = pytest.mark.skipif(not (CUDA or interpreted()), reason="run in a child process")
+on_a_device = pytest.mark.skipif(not (CUDA or interpreted()), reason="run in a child process")
 DEVICE = "cuda" if CUDA else "cpu"
 
 
 @pytest.fixture(scope="module")
 def children() -> Iterator[dict[Path, subprocess.Popen[str]]]:
     """One process a file, all at once."""
+    root = TESTS.parent
     environment = {"FASTSEP_BACKEND": "triton", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--rootdir", str(ROOT),
-               "-p", "no:cacheprovider", "-W", "ignore"]  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--rootdir", str(root),
+               "-p", "no:cacheprovider", "-W", "ignore", "-m", "interpreted"]  # fmt: skip
     started = {
         file: subprocess.Popen(
-            [*command, str(file), "-k", selected], env={**os.environ, **environment}, cwd=ROOT,
+            [*command, str(file)], env={**os.environ, **environment}, cwd=root,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
-        for file, selected in SELECTED.items() if file.exists()
+        for file in FILES
     }  # fmt: skip
     yield started
     for child in started.values():
@@ -53,7 +48,7 @@ def children() -> Iterator[dict[Path, subprocess.Popen[str]]]:
 
 
 @pytest.mark.skipif(CUDA or interpreted(), reason="the tests run here and now")
-@pytest.mark.parametrize("file", SELECTED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
 def test_under_the_interpreter(file: Path, children: dict[Path, subprocess.Popen[str]]) -> None:
     said, _ = children[file].communicate()
     assert children[file].returncode == 0, said[-6000:]
@@ -64,9 +59,9 @@ def test_under_the_interpreter(file: Path, children: dict[Path, subprocess.Popen
 AWKWARD = {
     "one column": ((2, 3, 9, 1), 4, 2, 2),
     "one row": ((2, 3, 1, 9), 4, 2, 1),
-    "strips of time": ((1, 2, 71, 5), 3, 2, 2),
-    "strips, one channel": ((1, 1, 70, 5), 3, 2, 2),
-    "phases of strips": ((1, 2, 75, 5), 3, 4, 2),
+    "spans of time": ((1, 2, 71, 5), 3, 2, 2),
+    "spans, one channel": ((1, 1, 70, 5), 3, 2, 2),
+    "phases of spans": ((1, 2, 75, 5), 3, 4, 2),
     "windows of bins": ((1, 2, 6, 301), 3, 2, 2),
     "windows, one channel": ((1, 1, 6, 521), 3, 2, 2),
     "windows narrower than the taps": ((1, 2, 5, 140), 3, 60, 2),
@@ -80,7 +75,8 @@ AWKWARD = {
 }
 
 
-@on_its_kernels
+@on_a_device
+@pytest.mark.interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("case", AWKWARD)
 def test_awkward(
@@ -101,10 +97,11 @@ def test_awkward(
     check_gradients([g.cpu() for g in gradients], grad, x, (*w, dilation, pool))
 
 
-@on_its_kernels
+@on_a_device
+@pytest.mark.interpreted
 @pytest.mark.parametrize("channels", [1, 3])
 def test_stripes_and_affine_on_load(weights: Callable[..., Any], channels: int) -> None:
-    """Against the same kernels on a map prepared by PyTorch; what is masked may hold anything."""
+    """Against the same kernels on a map loaded by PyTorch; what is masked may hold anything."""
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(2, channels, 13, 21, generator=generator)
     scale, shift = torch.randn(2, 21, generator=generator)
@@ -124,7 +121,8 @@ def test_stripes_and_affine_on_load(weights: Callable[..., Any], channels: int) 
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
 
 
-@on_its_kernels
+@on_a_device
+@pytest.mark.interpreted
 def test_nan_reaches_what_depends_on_it(weights: Callable[..., Any]) -> None:
     x = torch.randn(1, 2, 12, 14)
     x[0, 0, 5, 6] = x[0, 1, 0, 13] = torch.nan
@@ -135,7 +133,8 @@ def test_nan_reaches_what_depends_on_it(weights: Callable[..., Any]) -> None:
         assert torch.equal(y.isnan(), expected.isnan())
 
 
-@on_its_kernels
+@on_a_device
+@pytest.mark.interpreted
 def test_strides_beyond_32_bits(weights: Callable[..., Any]) -> None:
     """Channels 2^31 elements apart; of the memory between them nothing is touched."""
     frames, bins = 4, 16
@@ -146,7 +145,8 @@ def test_strides_beyond_32_bits(weights: Callable[..., Any]) -> None:
     assert torch.equal(fastsep.sep_conv2d(x, *w), fastsep.sep_conv2d(x.contiguous(), *w))
 
 
-@on_its_kernels
+@on_a_device
+@pytest.mark.interpreted
 @pytest.mark.parametrize("pool", [1, 2])
 def test_gradcheck(weights: Callable[..., Any], pool: int) -> None:
     x = torch.randn(1, 2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -156,7 +156,8 @@ def test_gradcheck(weights: Callable[..., Any], pool: int) -> None:
     )
 
 
-@on_its_kernels
+@on_a_device
+@pytest.mark.interpreted
 def test_the_same_bits_every_time(weights: Callable[..., Any]) -> None:
     x = torch.randn(3, 2, 40, 11, device=DEVICE)
     leaves = [

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastsep
 
@@ -36,6 +35,10 @@ INPUTS = {
     "float64": random(2, 3, 6, 5, dtype=torch.float64),
     "bfloat16": random(2, 3, 6, 5, dtype=torch.bfloat16),
 }
+EACH_INPUT = [
+    pytest.param(x, id=name, marks=pytest.mark.interpreted if name == "contiguous" else ())
+    for name, x in INPUTS.items()
+]
 
 
 @pytest.mark.parametrize("meta", range(5))
@@ -52,7 +55,7 @@ def test_a_mixture_of_devices_is_an_error(weights: Draw, meta: int) -> None:
 
 @pytest.mark.usefixtures("cpu_kernels")
 @pytest.mark.parametrize("requires_grad", [False, True])
-@pytest.mark.parametrize("x", INPUTS.values(), ids=INPUTS)
+@pytest.mark.parametrize("x", EACH_INPUT)
 def test_opcheck_forward(weights: Draw, x: Tensor, requires_grad: bool) -> None:
     first = weights(x.shape[1], 4, x.dtype)
     second = weights(4, 5, x.dtype, 1)
@@ -70,7 +73,7 @@ def test_opcheck_forward(weights: Draw, x: Tensor, requires_grad: bool) -> None:
 
 @pytest.mark.usefixtures("cpu_kernels")
 @pytest.mark.parametrize("needs_x", [True, False])
-@pytest.mark.parametrize("x", INPUTS.values(), ids=INPUTS)
+@pytest.mark.parametrize("x", EACH_INPUT)
 def test_opcheck_backward(weights: Draw, x: Tensor, needs_x: bool) -> None:
     p, a, b, c = weights(x.shape[1], 4, x.dtype)
     y = OPS.sep_conv2d(x, p, a, b, None, 2)
@@ -174,7 +177,10 @@ def layers() -> dict[str, Callable[[], nn.Module]]:
 
 
 @pytest.mark.usefixtures("cpu_kernels")
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize(
+    "training",
+    [pytest.param(True, id="train", marks=pytest.mark.interpreted), pytest.param(False, id="eval")],
+)
 @pytest.mark.parametrize("make", layers().values(), ids=layers())
 def test_compiled_modules(
     no_recompiles: None, make: Callable[[], nn.Module], training: bool
@@ -241,6 +247,7 @@ def test_export(backend: str) -> None:
 # Autocast.
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_casts_once_as_a_convolution_does(
     backend: str, weights: Draw, dtype: torch.dtype
@@ -267,6 +274,7 @@ def test_autocast_casts_once_as_a_convolution_does(
             assert torch.equal(got, wanted)
 
 
+@pytest.mark.interpreted
 def test_autocast_of_a_stack_with_affine(backend: str, weights: Draw) -> None:
     x, w = random(2, 3, 9, 8), weights(3, 7, torch.float32)
     affine = (random(8, seed=1), random(8, seed=2))
@@ -286,6 +294,7 @@ def test_autocast_of_a_stack_with_affine(backend: str, weights: Draw) -> None:
     assert torch.equal(y, expected)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_autocast_of_modules(backend: str, training: bool) -> None:
     torch.manual_seed(0)
@@ -302,6 +311,7 @@ def test_autocast_of_modules(backend: str, training: bool) -> None:
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in stack.parameters())
 
 
+@pytest.mark.interpreted
 def test_autocast_in_a_compiled_function(backend: str, no_recompiles: None, weights: Draw) -> None:
     def step(x: Tensor, *w: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -318,6 +328,7 @@ def test_autocast_in_a_compiled_function(backend: str, no_recompiles: None, weig
 # Autograd's corners.
 
 
+@pytest.mark.interpreted
 @pytest.mark.usefixtures("cpu_kernels")
 @pytest.mark.parametrize("function", [conv, block, stack])
 def test_double_backward_is_refused(weights: Draw, function: Callable[..., Tensor]) -> None:
@@ -327,15 +338,7 @@ def test_double_backward_is_refused(weights: Draw, function: Callable[..., Tenso
         gradient.square().sum().backward()
 
 
-def test_double_backward_works_where_the_error_sends_you(
-    weights: Draw,
-) -> None:
-    inputs = [t.requires_grad_() for t in (random(1, 2, 5, 4), *weights(2, 3, torch.float32))]
-    inputs = [t.detach().double().requires_grad_() for t in inputs]
-    with fastsep.use_backend("reference"):
-        assert torch.autograd.gradgradcheck(fastsep.sep_conv2d, inputs)
-
-
+@pytest.mark.interpreted
 @pytest.mark.parametrize("function", [conv, block, stack])
 def test_input_changed_before_the_backward_is_noticed(
     backend: str, weights: Draw, function: Callable[..., Tensor]
@@ -349,6 +352,7 @@ def test_input_changed_before_the_backward_is_noticed(
         y.sum().backward()
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("shape", [(2, 1, 1, 1), (1, 3, 4, 4), (2, 3, 9, 8)])
 def test_outputs_never_alias_inputs(
     backend: str, weights: Draw, shape: tuple[int, int, int, int]
@@ -376,63 +380,10 @@ def test_outputs_never_alias_inputs(
     assert all(torch.equal(t, copy) for t, copy in zip(leaves, copies, strict=True))
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("gradients", [True, False])
 def test_channels_last_is_kept_by_a_stack(backend: str, weights: Draw, gradients: bool) -> None:
     x = random(2, 3, 9, 8).contiguous(memory_format=torch.channels_last)
     w = [t.requires_grad_(gradients) for t in weights(3, 7, torch.float32)]
     for y in (conv(x, *w), block(x, *w), stack(x, *w)):
         assert y.is_contiguous(memory_format=torch.channels_last)
-
-
-def _of_each_function(weights: Draw) -> dict[str, Callable[[Tensor], Tensor]]:
-    """The public functions of x (N, 3, T, F) alone, in float64."""
-    block = weights(3, 4, torch.float64)
-    layer = random(5, 3, dtype=torch.float64), random(5, dtype=torch.float64)
-    return {
-        "conv": lambda x: fastsep.sep_conv2d(x, *block),
-        "block": lambda x: fastsep.sep_conv2d_block(x, *block),
-        "stack": lambda x: fastsep.sep_conv2d_stack(x, [fastsep.BlockParameters(*block)]),
-        "tail": lambda x: fastsep.global_pool_mlp(x, [layer]),
-    }
-
-
-FUNCTIONS = ("conv", "block", "stack", "tail")
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_vmap(weights: Draw, name: str) -> None:
-    function = _of_each_function(weights)[name]
-    x = random(3, 2, 3, 6, 5, dtype=torch.float64).requires_grad_()
-    each = torch.stack([function(one) for one in x])
-    (expected,) = torch.autograd.grad(each.square().sum(), x)
-    y = torch.func.vmap(function)(x)
-    torch.testing.assert_close(y, each)
-    torch.testing.assert_close(torch.autograd.grad(y.square().sum(), x)[0], expected)
-    grad = torch.func.grad(lambda one: function(one).square().sum())
-    torch.testing.assert_close(torch.func.vmap(grad)(x), expected)
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_forward_mode(weights: Draw, name: str) -> None:
-    """What backward mode makes of a direction, forward mode makes of it too."""
-    function = _of_each_function(weights)[name]
-    x, direction = (random(2, 3, 6, 5, dtype=torch.float64, seed=i) for i in range(2))
-    y, tangent = torch.func.jvp(function, (x,), (direction,))
-    leaf = x.clone().requires_grad_()
-    cotangent = random(*y.shape, dtype=torch.float64, seed=2)
-    (gradient,) = torch.autograd.grad(function(leaf), leaf, cotangent)
-    torch.testing.assert_close((tangent * cotangent).sum(), (gradient * direction).sum())
-    with torch.autograd.forward_ad.dual_level():
-        dual = function(torch.autograd.forward_ad.make_dual(x, direction))
-        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, tangent)
-
-
-def test_fake_tensors_are_checked(weights: Draw) -> None:
-    with FakeTensorMode():
-        x, (_, a, b, c) = torch.empty(2, 4, 6, 5), weights(4, 6, torch.float32)
-        for bad, error in (
-            (torch.empty(6, 5), ValueError),
-            (torch.empty(6, 4).double(), TypeError),
-        ):
-            with pytest.raises(error, match="pointwise"):
-                fastsep.sep_conv2d_stack(x, [fastsep.BlockParameters(bad, a, b, c)])

@@ -1,0 +1,136 @@
+"""Whether a call goes to an operator or to the reference, and under whose eyes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastsep
+from fastsep import SepConv2d, reference
+from fastsep.dispatch import operators
+from fastsep.kernels import KERNELS
+
+Draw = Callable[..., tuple[Any, Any, Any, Any]]  # the fixture `weights`
+
+X = torch.ones(2, 3, 8, 6)
+W: dict[str, Any] = {
+    "pointwise": torch.ones(4, 3),
+    "time_taps": torch.ones(4, 3),
+    "freq_taps": torch.ones(4, 3),
+    "bias": torch.ones(4),
+}
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def test_use_backend_changes_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def spy(*args: Any) -> Tensor:
+        calls.append("reference")
+        return original(*args)
+
+    original = reference.sep_conv2d
+    monkeypatch.setattr(reference, "sep_conv2d", spy)
+    x, layer = random(1, 3, 5, 4), SepConv2d(3, 4)
+    with fastsep.use_backend("reference"):
+        layer(x)
+    assert calls == ["reference"]
+    if fastsep.backends()["cpu"].available:
+        with fastsep.use_backend("cpu"):
+            layer(x)
+        assert calls == ["reference"]
+
+
+def test_an_operator_that_no_kernel_has_is_put_together(
+    cpu_kernels: None, weights: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stack of blocks, on the kernels that there are."""
+    first, second = weights(3, 7, torch.float32), weights(7, 5, torch.float32)
+    blocks = [fastsep.BlockParameters(*first), fastsep.BlockParameters(*second, 1, 1)]
+    affine = (random(6, seed=1), random(6, seed=2).requires_grad_())
+    stripes = torch.tensor([[[0, 2, 5]], [[1, 0, 2]]])
+
+    def results() -> list[Tensor]:
+        y = fastsep.sep_conv2d_stack(random(2, 3, 8, 6), blocks, affine=affine, stripes=stripes)
+        return [y, *torch.autograd.grad(y.sum(), affine[1:])]
+
+    with fastsep.use_backend("cpu"):
+        expected = results()
+        monkeypatch.setitem(KERNELS, "sep_conv2d_stack", ())
+        monkeypatch.setattr(operators, "sep_conv2d_stack", None)
+        assert all(torch.equal(a, b) for a, b in zip(results(), expected, strict=True))
+
+
+def test_float64_stays_float64_under_autocast(backend: str) -> None:
+    double = {name: w.double() for name, w in W.items()}
+    with torch.autocast("cpu"):
+        assert fastsep.sep_conv2d(X.double(), **double).dtype == torch.float64
+
+
+def test_meta_tensors_give_shapes() -> None:
+    y = fastsep.sep_conv2d_block(X.to("meta"), **{name: w.to("meta") for name, w in W.items()})
+    assert y.device.type == "meta"
+    assert y.shape == (2, 4, 4, 3)
+
+
+def test_results_need_no_gradient_where_inputs_do_not(backend: str) -> None:
+    assert not fastsep.sep_conv2d(X, **W).requires_grad
+    with torch.inference_mode():
+        assert fastsep.sep_conv2d_block(X, **W).is_inference()
+
+
+def _of_each_function(weights: Draw) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The public functions of x (N, 3, T, F) alone, in float64."""
+    block = weights(3, 4, torch.float64)
+    layer = random(5, 3, dtype=torch.float64), random(5, dtype=torch.float64)
+    return {
+        "conv": lambda x: fastsep.sep_conv2d(x, *block),
+        "block": lambda x: fastsep.sep_conv2d_block(x, *block),
+        "stack": lambda x: fastsep.sep_conv2d_stack(x, [fastsep.BlockParameters(*block)]),
+        "head": lambda x: fastsep.global_pool_mlp(x, [layer]),
+    }
+
+
+FUNCTIONS = ("conv", "block", "stack", "head")
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_vmap(weights: Draw, name: str) -> None:
+    function = _of_each_function(weights)[name]
+    x = random(3, 2, 3, 6, 5, dtype=torch.float64).requires_grad_()
+    each = torch.stack([function(one) for one in x])
+    (expected,) = torch.autograd.grad(each.square().sum(), x)
+    y = torch.func.vmap(function)(x)
+    torch.testing.assert_close(y, each)
+    torch.testing.assert_close(torch.autograd.grad(y.square().sum(), x)[0], expected)
+    grad = torch.func.grad(lambda one: function(one).square().sum())
+    torch.testing.assert_close(torch.func.vmap(grad)(x), expected)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_forward_mode(weights: Draw, name: str) -> None:
+    """What backward mode makes of a direction, forward mode makes of it too."""
+    function = _of_each_function(weights)[name]
+    x, direction = (random(2, 3, 6, 5, dtype=torch.float64, seed=i) for i in range(2))
+    y, tangent = torch.func.jvp(function, (x,), (direction,))
+    leaf = x.clone().requires_grad_()
+    cotangent = random(*y.shape, dtype=torch.float64, seed=2)
+    (gradient,) = torch.autograd.grad(function(leaf), leaf, cotangent)
+    torch.testing.assert_close((tangent * cotangent).sum(), (gradient * direction).sum())
+    with torch.autograd.forward_ad.dual_level():
+        dual = function(torch.autograd.forward_ad.make_dual(x, direction))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, tangent)
+
+
+def test_double_backward_works_where_the_error_sends_you(
+    weights: Draw,
+) -> None:
+    inputs = [t.requires_grad_() for t in (random(1, 2, 5, 4), *weights(2, 3, torch.float32))]
+    inputs = [t.detach().double().requires_grad_() for t in inputs]
+    with fastsep.use_backend("reference"):
+        assert torch.autograd.gradgradcheck(fastsep.sep_conv2d, inputs)

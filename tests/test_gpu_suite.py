@@ -19,7 +19,7 @@ import fastsep  # noqa: E402
 from benchmarks import gpu_suite, workloads  # noqa: E402
 from benchmarks.gpu import correctness, layers, network, report, timing  # noqa: E402
 from benchmarks.gpu.correctness import Shape  # noqa: E402
-from benchmarks.gpu.results import Results  # noqa: E402
+from benchmarks.gpu.results import Case, Results  # noqa: E402
 from benchmarks.gpu.worker import START, cases  # noqa: E402
 
 SHAPES = [Shape(1, 10, 9, 20), Shape(24, 10, 8, 13)]
@@ -28,7 +28,15 @@ ODD = [Shape(20, 12, 9, 16), Shape(3, 5, 1, 7, 1, 1), Shape(2, 4, 6, 1, 3, 1),
 CHECKS = correctness.cases("cpu", SHAPES, ODD, frames=32, compiler="aot_eager")
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda case: case.name)
+def _check(case: Case) -> Any:
+    """To bfloat16 the interpreter truncates, which these bounds do not allow for."""
+    truncated = case.name == "autocast" or (
+        case.name.endswith("bf16") and case.name.startswith(("operator", "block"))
+    )
+    return pytest.param(case, id=case.name, marks=() if truncated else pytest.mark.interpreted)
+
+
+@pytest.mark.parametrize("check", [_check(case) for case in CHECKS])
 def test_the_checks_pass(check: Any) -> None:
     assert 0 <= check.run()["worst"] <= 1
 

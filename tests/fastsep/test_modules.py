@@ -1,10 +1,7 @@
 """Layers in training, in eval mode and folded; the choice of backend; what importing costs."""
 
 import copy
-import json
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -412,121 +409,6 @@ def test_modules_are_made_on_the_device_and_dtype_in_force() -> None:
 def test_repr_says_what_it_is() -> None:
     text = repr(SepConvBlock(3, 4, dilation=5, pool=7))
     assert all(part in text for part in ("3, 4", "dilation=5", "pool=7", "BatchNorm2d"))
-
-
-# Backends.
-
-
-def test_backends_says_what_runs_and_why_not() -> None:
-    status = fastsep.backends()
-    assert set(status) == {"cpu", "triton", "cuda", "reference"}
-    assert status["reference"].available
-    assert all(s.detail for s in status.values())
-
-
-def test_use_backend_within_a_block_and_nested(cpu_kernels: None) -> None:
-    x, layer = random(1, 3, 5, 4), SepConv2d(3, 4).double()
-    meta = copy.deepcopy(layer).to("meta")
-
-    def forced() -> bool:
-        try:
-            meta(x.to("meta"))
-        except ValueError as error:
-            assert "'cpu' is forced" in str(error)
-            return True
-        return False
-
-    with fastsep.use_backend("reference"):
-        assert not forced()
-        with fastsep.use_backend("cpu"):
-            assert forced()
-            with fastsep.use_backend(None):
-                assert not forced()
-            assert forced()
-        assert not forced()
-        with pytest.raises(KeyError), fastsep.use_backend("cpu"):
-            raise KeyError
-        assert not forced()
-        fastsep.use_backend("cpu")
-        assert forced()
-
-
-def test_use_backend_changes_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-
-    def spy(*args: Any) -> Tensor:
-        calls.append("reference")
-        return original(*args)
-
-    original = reference.sep_conv2d
-    monkeypatch.setattr(reference, "sep_conv2d", spy)
-    x, layer = random(1, 3, 5, 4), SepConv2d(3, 4).double()
-    with fastsep.use_backend("reference"):
-        layer(x)
-    assert calls == ["reference"]
-    if fastsep.backends()["cpu"].available:
-        with fastsep.use_backend("cpu"):
-            layer(x)
-        assert calls == ["reference"]
-
-
-def test_use_backend_refuses_and_changes_nothing() -> None:
-    with fastsep.use_backend("reference"):
-        with pytest.raises(ValueError, match=r"no backend 'cudnn'; choose from cpu, triton, cuda"):
-            fastsep.use_backend("cudnn")
-        with pytest.raises(RuntimeError, match=r"backend 'triton' cannot run here: "):
-            fastsep.use_backend("triton")
-        SepConv2d(3, 4)(random(1, 3, 5, 4).float())
-
-
-def test_environment_variable_forces_a_backend(
-    run_python: Callable[..., subprocess.CompletedProcess[str]],
-) -> None:
-    code = """
-import torch, fastsep
-try:
-    weights = [torch.ones(1, n, device="meta") for n in (1, 3, 3)]
-    fastsep.sep_conv2d(torch.ones(1, 1, 2, 2, device="meta"), *weights)
-except ValueError as error:
-    print(error)
-"""
-    forced = run_python(code, FASTSEP_BACKEND="reference")
-    assert forced.returncode == 0, forced.stderr
-    assert forced.stdout == ""
-    if fastsep.backends()["cpu"].available:
-        forced = run_python(code, FASTSEP_BACKEND="cpu")
-        assert "'cpu' is forced" in forced.stdout, forced.stderr
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("cudnn", "ValueError: FASTSEP_BACKEND: there is no backend 'cudnn'; choose from"),
-        ("triton", "RuntimeError: FASTSEP_BACKEND: backend 'triton' cannot run here: "),
-    ],
-)
-def test_environment_variable_that_cannot_be_followed(
-    run_python: Callable[..., subprocess.CompletedProcess[str]], name: str, message: str
-) -> None:
-    run = run_python("import fastsep", FASTSEP_BACKEND=name)
-    assert run.returncode != 0
-    assert run.stderr.strip().splitlines()[-1].startswith(message)
-
-
-def test_importing_brings_nothing_that_torch_had_not(
-    run_python: Callable[..., subprocess.CompletedProcess[str]],
-) -> None:
-    """No compiler, no Triton, no numerics package: `import fastsep` costs next to nothing."""
-    code = """
-import json, sys, torch
-before = set(sys.modules)
-import fastsep
-print(json.dumps(sorted(set(sys.modules) - before)))
-"""
-    run = run_python(code)
-    assert run.returncode == 0, run.stderr
-    packages = {name.split(".")[0] for name in json.loads(run.stdout)}
-    assert packages - set(sys.stdlib_module_names) == {"fastsep"}
 
 
 def test_folding_a_constant_channel_without_eps_is_refused() -> None:

@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from fastsep import reference
 from fastsep.batchnorm import BatchNorm, FoldCache, fold
 from fastsep.checks import BlockParameters, checked_load
-from fastsep.functional import sep_conv2d, sep_conv2d_block, sep_conv2d_stack
+from fastsep.functional import (
+    global_pool_mlp,
+    sep_conv2d,
+    sep_conv2d_block,
+    sep_conv2d_stack,
+)
 
 
 class SepConv2d(nn.Module):
@@ -148,6 +153,13 @@ class SepConvStack(nn.Sequential):
                 return super().forward(reference.load(x, *checked_load(x, affine, stripes)))
             parameters.append(block.parameters_with(bn))
         return sep_conv2d_stack(x, parameters, affine=affine, stripes=stripes, compute=self.compute)
+
+
+class GlobalPool(nn.Module):
+    """Global pooling before a network's MLP, (N, C, T, F) -> (N, C); see `global_pool_mlp`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return global_pool_mlp(x)
 
 
 def uses_batch_statistics(bn: BatchNorm) -> bool:

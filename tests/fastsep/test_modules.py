@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import fastsep
 from fastsep import SepConv2d, SepConvBlock, SepConvStack, fold_batchnorm, reference
+from fastsep.modules import GlobalPool
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
@@ -177,6 +178,13 @@ def test_compute_of_a_stack(cpu_kernels: None) -> None:
         stack.compute = "bf16"
         assert torch.equal(stack.train()(x), SepConvStack(stack).train()(x))
     assert (expected - exact).abs().max() < 0.05
+
+
+def test_global_pool(backend: str) -> None:
+    x = random(2, 3, 7, 5)
+    layer = GlobalPool()
+    torch.testing.assert_close(layer(x), x.mean(3).amax(2) + x.mean((2, 3)), **EXACT)
+    assert not layer.state_dict()
 
 
 # Folding for good.

@@ -9,8 +9,13 @@ you already have, `backends` says what runs here and why.
 from fastsep.batchnorm import batch_norm_affine
 from fastsep.checks import BlockParameters
 from fastsep.folding import fold_batchnorm
-from fastsep.functional import global_pool_mlp, sep_conv2d, sep_conv2d_block, sep_conv2d_stack
-from fastsep.fuse import FuseReport, fuse, unfuse
+from fastsep.functional import (
+    global_pool_mlp,
+    sep_conv2d,
+    sep_conv2d_block,
+    sep_conv2d_stack,
+)
+from fastsep.fusion import FuseReport, fuse, unfuse
 from fastsep.kernels import BackendStatus, backends, use_backend
 from fastsep.modules import SepConv2d, SepConvBlock, SepConvStack
 from fastsep.version import __version__

@@ -36,10 +36,11 @@ def batch_norm_affine(bn: BatchNorm, eps: float | None = None) -> tuple[Tensor, 
 
 
 class FoldCache:
-    """Remembers a block's folded parameters as long as the tensors they came from hold the same.
+    """Folds a block's batch norm, or says that it cannot be folded now.
 
-    Values are compared, not addresses and versions: the running statistics, `.data` and NumPy views
-    change without a new version, and freed memory is reused.
+    Folded parameters are remembered as long as the tensors they came from hold the same. Values are
+    compared, not addresses and versions: the running statistics, `.data` and NumPy views change
+    without a new version, and freed memory is reused.
     """
 
     def __init__(self) -> None:
@@ -48,7 +49,10 @@ class FoldCache:
 
     def __call__(
         self, bn: BatchNorm, time_taps: Tensor, freq_taps: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """As `fold`; None when `bn` uses the statistics of the batch."""
+        if bn.training or bn.running_mean is None:
+            return None
         sources = [time_taps, freq_taps, bn.weight, bn.bias, bn.running_mean, bn.running_var]
         tensors = [t for t in sources if t is not None]
         differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsep import reference
-from fastsep.fuse import FusedSepConv
+from fastsep.fusion import FusedSepConv, unfuse
 from fastsep.modules import GlobalPool, SepConv2d, SepConvBlock, SepConvStack
 
 
@@ -33,7 +33,9 @@ def to_eager(model: nn.Module) -> nn.Module:
     memo: dict[Any, Any] = {}  # deepcopy's: what stands there for an object is not copied again
     for module in model.modules():
         _replace(module, memo)
-    return copy.deepcopy(model, memo)
+    eager = copy.deepcopy(model, memo)
+    unfuse(eager)
+    return eager
 
 
 class EagerConv(nn.Module):

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from fastsep.fuse import FusedSepConv
+from fastsep.fusion import FusedSepConv
 from fastsep.modules import SepConvBlock
 
 Module = TypeVar("Module", bound=nn.Module)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsep import reference
-from fastsep.batchnorm import BatchNorm, FoldCache, fold
+from fastsep.batchnorm import FoldCache, fold
 from fastsep.checks import BlockParameters, checked_load
 from fastsep.functional import (
     global_pool_mlp,
@@ -78,25 +78,21 @@ class SepConvBlock(nn.Module):
         self._fold = FoldCache()
 
     def forward(self, x: Tensor) -> Tensor:
-        bn = self.bn
-        if bn is not None and uses_batch_statistics(bn):
-            return relu_pool(bn(self.conv(x)), self.pool)
-        p = self.parameters_with(bn)
-        return sep_conv2d_block(x, *p[:4], dilation=p.dilation, pool=p.pool)
+        p = self.inference_parameters()
+        return (
+            run_block(x, p) if p is not None else norm_relu_pool(self.bn, self.conv(x), self.pool)
+        )
 
-    def inference_parameters(self) -> BlockParameters:
-        """The block's folded weights, as `sep_conv2d_stack` takes them."""
-        return self.parameters_with(self.bn)
-
-    def parameters_with(self, bn: nn.BatchNorm2d | None) -> BlockParameters:
-        """`inference_parameters`, given the block's batch norm: each look-up in a module shows."""
-        conv = self.conv
-        if bn is None:
-            bias = conv.bias
-            assert bias is not None
-            taps: tuple[Tensor, Tensor, Tensor] = conv.time_taps, conv.freq_taps, bias
-        else:
+    def inference_parameters(self) -> BlockParameters | None:
+        """The block's folded weights; None while batch norm uses the statistics of the batch."""
+        bn, conv = self.bn, self.conv  # each look-up in a module shows
+        if bn is not None:
             taps = self._fold(bn, conv.time_taps, conv.freq_taps)
+        else:
+            assert conv.bias is not None
+            taps = conv.time_taps, conv.freq_taps, conv.bias
+        if taps is None:
+            return None
         return BlockParameters(conv.pointwise, *taps, conv.dilation, self.pool)
 
     def fold_(self, eps: float | None = None) -> None:
@@ -146,13 +142,12 @@ class SepConvStack(nn.Sequential):
         stripes: Tensor | None = None,
     ) -> Tensor:
         """x (N, C, T, F); affine, stripes and result as for `sep_conv2d_stack`."""
-        parameters = []
+        blocks = []
         for block in self:
-            bn = block.bn
-            if bn is not None and uses_batch_statistics(bn):
+            if (parameters := block.inference_parameters()) is None:
                 return super().forward(reference.load(x, *checked_load(x, affine, stripes)))
-            parameters.append(block.parameters_with(bn))
-        return sep_conv2d_stack(x, parameters, affine=affine, stripes=stripes, compute=self.compute)
+            blocks.append(parameters)
+        return sep_conv2d_stack(x, blocks, affine=affine, stripes=stripes, compute=self.compute)
 
 
 class GlobalPool(nn.Module):
@@ -162,12 +157,15 @@ class GlobalPool(nn.Module):
         return global_pool_mlp(x)
 
 
-def uses_batch_statistics(bn: BatchNorm) -> bool:
-    return bn.training or bn.running_mean is None
+def run_block(x: Tensor, p: BlockParameters) -> Tensor:
+    """A folded block in one pass."""
+    return sep_conv2d_block(x, *p[:4], dilation=p.dilation, pool=p.pool)
 
 
-def relu_pool(y: Tensor, pool: int) -> Tensor:
-    y = torch.relu(y)
+def norm_relu_pool(bn: nn.Module | None, y: Tensor, pool: int) -> Tensor:
+    """What follows the convolution in a block whose batch norm cannot be folded."""
+    assert bn is not None
+    y = torch.relu(bn(y))
     if pool == 1:
         return y
     if min(y.shape[2:]) < pool:  # no window fits, which avg_pool2d calls an error

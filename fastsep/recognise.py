@@ -1,35 +1,20 @@
-"""`fuse(model)`: puts the fused operators into a model that was written without them.
+"""Whether a module is one eager separable block, and which blocks a forward chains.
 
-A separable block is recognised by what it computes, not by its name: the module's forward is traced
-with torch.fx and read backwards from its output,
+A block is recognised by what it computes, not by its name: the module's forward is traced with
+torch.fx and read backwards from its output,
 
     output <- [AvgPool2d] <- [ReLU <- BatchNorm2d] <- 3x1 depthwise + 1x3 depthwise <- 1x1 <- input
 """
 
+import copy
 import operator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
-
-from fastsep.batchnorm import FoldCache
-from fastsep.functional import sep_conv2d, sep_conv2d_block
-from fastsep.modules import SepConv2d, SepConvBlock, relu_pool, uses_batch_statistics
-
-
-@dataclass
-class FuseReport:
-    """What `fuse` did: module paths with a description (replaced) or a reason (left_alone)."""
-
-    replaced: dict[str, str] = field(default_factory=dict)
-    left_alone: dict[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        lines = [f"fused       {path}: {what}" for path, what in self.replaced.items()]
-        lines += [f"left alone  {path}: {why}" for path, why in self.left_alone.items()]
-        return "\n".join(lines) or "found no separable convolutions"
 
 
 @dataclass(frozen=True)
@@ -44,154 +29,10 @@ class Layers:
     pool: int
 
 
-class FusedSepConv(nn.Module):
-    """Stands in for a block or operator: the same layers under the same names, run fused.
-
-    Parameters, buffers and state_dict keys are the original's own. In training the convolutions
-    are one operator; in eval mode batch norm, ReLU and pooling join it.
-    """
-
-    def __init__(self, original: nn.Module, layers: Layers) -> None:
-        super().__init__()
-        self._modules = original._modules
-        self._parameters = original._parameters
-        self._buffers = original._buffers
-        self._non_persistent_buffers_set = original._non_persistent_buffers_set
-        self.training = original.training
-        self.layers = layers
-        self._original = (original,)  # in a tuple, so that it is not registered as a child
-        self._fold = FoldCache()
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if "_original" not in self.__dict__:
-                raise
-            return getattr(self._original[0], name)
-
-    def train(self, mode: bool = True) -> "FusedSepConv":
-        self._original[0].train(mode)  # the same layers, perhaps with a train() of its own
-        self.training = self._original[0].training
-        return self
-
-    def as_block(self) -> SepConvBlock:
-        """A SepConvBlock of the same weights, not shared."""
-        pointwise = self._weight(self.layers.pointwise).detach()
-        bn = self.get_submodule(self.layers.bn or "")
-        assert isinstance(bn, nn.BatchNorm2d)
-        cout, cin = pointwise.shape
-        block = SepConvBlock(cin, cout, dilation=self.layers.dilation, pool=self.layers.pool)
-        block.conv.pointwise = nn.Parameter(pointwise.clone())
-        block.conv.time_taps = nn.Parameter(self._weight(self.layers.time).detach().clone())
-        block.conv.freq_taps = nn.Parameter(self._weight(self.layers.freq).detach().clone())
-        block.bn = bn
-        return block.train(self.training)
-
-    def forward(self, x: Tensor) -> Tensor:
-        layers = self.layers
-        pointwise = self._weight(layers.pointwise)
-        taps = self._weight(layers.time), self._weight(layers.freq)
-        bn = None if layers.bn is None else self.get_submodule(layers.bn)
-        if bn is None:
-            return sep_conv2d(x, pointwise, *taps, dilation=layers.dilation)
-        assert isinstance(bn, (nn.BatchNorm2d, nn.SyncBatchNorm))
-        if uses_batch_statistics(bn):
-            y = sep_conv2d(x, pointwise, *taps, dilation=layers.dilation)
-            return relu_pool(bn(y), layers.pool)
-        folded = self._fold(bn, *taps)
-        return sep_conv2d_block(x, pointwise, *folded, dilation=layers.dilation, pool=layers.pool)
-
-    def _weight(self, path: str) -> Tensor:
-        conv = self.get_submodule(path)
-        assert isinstance(conv, nn.Conv2d)
-        return conv.weight.flatten(1)  # (Cout, Cin, 1, 1) -> (Cout, Cin); (C, 1, 3, 1) -> (C, 3)
-
-    def extra_repr(self) -> str:
-        return f"dilation={self.layers.dilation}, pool={self.layers.pool}"
-
-
-def fuse(model: nn.Module) -> FuseReport:
-    """Replaces, in place, every module of `model` that is one eager separable block or operator.
-
-    Weights are shared with the original modules, so optimisers, state_dicts and training go on as
-    before; `unfuse` undoes it. A module is left alone, with the reason in the report, when its
-    forward does anything the fused operator would not (bias, stride, other dilations, hooks, code
-    that torch.fx cannot trace), or holds several blocks inline: give each a module of its own.
-
-    Returns:
-        FuseReport, whose str() lists what was replaced and what was left alone and why.
-    """
-    report = FuseReport()
-    _fuse_children(model, "", report, {})
-    if not report.replaced and not report.left_alone and _has_cross(model):
-        found = _recognise(model)
-        report.left_alone["(model)"] = (
-            "the model itself is the block and cannot replace itself; wrap it: nn.Sequential(model)"
-            if isinstance(found, Layers)
-            else found
-        )
-    return report
-
-
-def unfuse(model: nn.Module) -> None:
-    """Puts the original modules back, in place; their weights are the ones trained meanwhile."""
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if isinstance(child, FusedSepConv):
-                parent._modules[name] = child._original[0]
-
-
-def _fuse_children(
-    parent: nn.Module, prefix: str, report: FuseReport, seen: dict[int, nn.Module]
-) -> None:
-    for name, child in list(parent._modules.items()):
-        if child is None or isinstance(child, (FusedSepConv, SepConv2d, SepConvBlock)):
-            continue
-        path = f"{prefix}{name}"
-        if id(child) in seen:  # one module used in two places stays one module
-            parent._modules[name] = seen[id(child)]
-            continue
-        seen[id(child)] = child
-        if not _has_cross(child):
-            continue
-        found = _recognise(child)
-        if isinstance(found, Layers):
-            seen[id(child)] = parent._modules[name] = FusedSepConv(child, found)
-            report.replaced[path] = _describe(child, found)
-            continue
-        before = len(report.replaced) + len(report.left_alone)
-        _fuse_children(child, f"{path}.", report, seen)
-        if len(report.replaced) + len(report.left_alone) == before:  # no part of it explains it
-            report.left_alone[path] = found
-
-
-def _describe(module: nn.Module, layers: Layers) -> str:
-    conv = module.get_submodule(layers.pointwise)
-    assert isinstance(conv, nn.Conv2d)
-    channels = f"{conv.in_channels} -> {conv.out_channels}, dilation {layers.dilation}"
-    if layers.bn is None:
-        return f"separable convolution {channels}"
-    return f"separable block {channels}, pool {layers.pool}"
-
-
-def _has_cross(module: nn.Module) -> bool:
-    """Whether a 3x1 and a 1x3 depthwise convolution are anywhere in the module."""
-    fused = {m for f in module.modules() if isinstance(f, FusedSepConv) for m in f.modules()}
-    kernels = {
-        conv.kernel_size
-        for conv in module.modules()
-        if isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels and conv not in fused
-    }
-    return {(3, 1), (1, 3)} <= kernels
-
-
-def _recognise(module: nn.Module) -> Layers | str:
+def recognise(module: nn.Module) -> Layers | str:
     """The layers of the block that the module is, or why it is not one."""
     for path, part in module.named_modules():
-        hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks,
-                 part._backward_pre_hooks)  # fmt: skip
-        if any(hooks):
+        if has_hooks(part):
             return f"{path or 'the module'} has hooks, which the fused operator would not call"
     found: list[Layers] = []
     modes = {part: part.training for part in module.modules()}
@@ -207,6 +48,85 @@ def _recognise(module: nn.Module) -> Layers | str:
     if found[0] != found[1]:
         return "its forward differs between training and eval mode"
     return found[0]
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling the module itself does more than its forward."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def followers(
+    module: nn.Module, is_block: Callable[[nn.Module], bool]
+) -> dict[str, dict[str, str]] | None:
+    """Which blocks hand their map to one other block, at once and to nobody else.
+
+    The module's forward is traced in eval mode.
+
+    Returns:
+        Path of the submodule whose forward calls both -> path of a block, from there -> path of
+        the next. None when torch.fx cannot trace the forward.
+    """
+    tensors = {
+        id(value): value
+        for part in module.modules()
+        for value in (*part._parameters.values(), *part._buffers.values(), *vars(part).values())
+        if isinstance(value, Tensor)
+    }
+    try:  # on a copy, tensors aside, for whatever the forward may store
+        twin = copy.deepcopy(module, tensors).eval()
+        graph = _BlockTracer(is_block).trace(twin)
+    except Exception:
+        return None
+    calls = [
+        node
+        for node in graph.nodes
+        if node.op == "call_module" and is_block(twin.get_submodule(str(node.target)))
+    ]
+    links: dict[str, set[tuple[str, str] | None]] = {}  # of every call of a block
+    for node in calls:
+        reader = node.next
+        follows = reader in calls and [*node.users] == [reader] and not reader.kwargs
+        link = _common_owner(node, reader) if follows else None
+        links.setdefault(str(node.target), set()).add(link)
+    found: dict[str, dict[str, str]] = {}
+    for path, all_calls in links.items():
+        link = all_calls.pop()
+        if link is not None and not all_calls:
+            owner, after = link
+            start = len(owner) + 1 if owner else 0
+            found.setdefault(owner, {})[path[start:]] = after[start:]
+    return found
+
+
+class _BlockTracer(fx.Tracer):
+    """Sees blocks as wholes."""
+
+    def __init__(self, is_block: Callable[[nn.Module], bool]) -> None:
+        super().__init__()
+        self.is_block = is_block
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return self.is_block(m) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _common_owner(first: fx.Node, second: fx.Node) -> tuple[str, str] | None:
+    """The innermost module that calls both, and the path of the second: (owner, path).
+
+    None if one of them is called through a module that does not hold it.
+    """
+    stacks = [[*node.meta["nn_module_stack"].items()][:-1] for node in (first, second)]
+    shared = [a for a, b in zip(*stacks, strict=False) if a[0] == b[0]]
+    owner = str(shared[-1][1][0]) if shared else ""
+    for node, stack in zip((first, second), stacks, strict=True):
+        for _, (path, _) in stack[max(len(shared) - 1, 0) :]:
+            if not str(node.target).startswith(f"{path}."):
+                return None
+    return owner, str(second.target)
 
 
 class _Mismatch(Exception):

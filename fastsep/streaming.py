@@ -1,0 +1,259 @@
+"""Runs of blocks that a foreign forward calls one after the other, computed as one stack.
+
+In a run a block hands on a *promise* of its map, and the last one computes the maps of all in one
+streaming pass. Whatever else touches a promise gets the map, computed for it: what is believed of
+the forward decides about speed, never about results. Promises are made only while the module that
+chains the blocks runs, in inference, and are kept when it returns.
+"""
+
+import copyreg
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, wraps
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
+
+from fastsep.checks import BlockParameters
+from fastsep.functional import sep_conv2d_stack
+from fastsep.layouts import memory_format
+from fastsep.modules import run_block
+from fastsep.recognise import has_hooks
+
+
+class Promise(Tensor):
+    """A map (N, C, T, F) that is computed when somebody looks at it."""
+
+    _x: Tensor  # what the first block reads
+    _blocks: list[BlockParameters]
+    _map: Tensor | None
+
+    @staticmethod
+    def __new__(cls, x: Tensor, blocks: list[BlockParameters]) -> "Promise":
+        frames, bins = x.shape[2:]
+        for block in blocks:
+            frames, bins = frames // block.pool, bins // block.pool
+        shape = x.shape[0], len(blocks[-1].pointwise), frames, bins
+        strides = torch.empty(shape, device="meta", memory_format=memory_format(x)).stride()
+        promise = Tensor._make_wrapper_subclass(
+            cls, shape, strides=strides, dtype=x.dtype, device=x.device
+        )
+        promise._x, promise._blocks, promise._map = x, blocks, None
+        return promise
+
+    def kept(self) -> Tensor:
+        """The map."""
+        if self._map is None:
+            # As where the promise was made.
+            with torch.no_grad(), torch.autocast(self._x.device.type, enabled=False):
+                if len(self._blocks) == 1:
+                    self._map = run_block(self._x, self._blocks[0])
+                else:
+                    self._map = sep_conv2d_stack(self._x, self._blocks)
+        return self._map
+
+    def followed_by(self, block: BlockParameters) -> "Promise":
+        if self._map is None:
+            return Promise(self._x, [*self._blocks, block])
+        return Promise(self._map, [block])
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        args, kwargs = keep((args, kwargs or {}))
+        return function(*args, **kwargs)
+
+    __torch_dispatch__ = __torch_function__  # type: ignore[assignment]  # for callers from C++
+
+
+def keep(values: Any) -> Any:
+    """The values, nested as they are, with maps in the place of promises."""
+    return pytree.tree_map_only(Promise, Promise.kept, values)
+
+
+class Block(nn.Module):
+    """A block that can be part of a run."""
+
+    def may_join(self) -> bool:
+        """Whether calling it does what `inference_parameters` say and nothing else."""
+        raise NotImplementedError
+
+    def inference_parameters(self) -> BlockParameters | None:
+        raise NotImplementedError
+
+
+class _Scope(threading.local):
+    """What the forwards that now run on a thread have promised.
+
+    followed: ids of the blocks that may promise; promises: those made since the outermost of these
+    forwards was called.
+    """
+
+    followed: frozenset[int] = frozenset()
+    promises: tuple[weakref.ref[Promise], ...] = ()
+    depth = 0
+
+
+_scope = _Scope()
+
+
+def run_in_chain(block: Block, x: Tensor, p: BlockParameters) -> Tensor:
+    """A block of folded weights `p`, perhaps in a run."""
+    inference = not torch.is_grad_enabled() and _is_plain(x)
+    if type(x) is not Promise:
+        if not (inference and id(block) in _scope.followed):
+            return run_block(x, p)
+        promise = Promise(x, [p])
+    elif not inference:
+        return run_block(x.kept(), p)
+    else:
+        promise = x.followed_by(p)
+        if id(block) not in _scope.followed:
+            return promise.kept()
+    _scope.promises = (*_scope.promises, weakref.ref(promise))
+    return promise
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether nothing transforms, traces or casts what is done with x."""
+    if type(x) is Promise:
+        x = x._x
+    elif type(x) is not Tensor or x.dim() != 4 or x.device.type not in ("cpu", "cuda"):
+        return False
+    return not (
+        torch.is_autocast_enabled(x.device.type)
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+def chain(owner: nn.Module, after: dict[str, str]) -> bool:
+    """Lets the module run blocks as stacks, if it can.
+
+    after: path of a block -> path of the one that alone reads its map.
+    """
+    if _is_chaining(owner):
+        vars(owner)["_after"] = after
+        return True
+    usual = not isinstance(owner, (fx.GraphModule, torch.jit.ScriptModule))
+    if not usual or "forward" in vars(owner) or "_after" in vars(owner):
+        return False
+    kind: Any = type(owner)
+    try:
+        owner.__class__ = _chaining(kind)
+    except TypeError:
+        return False
+    vars(owner)["_after"] = after
+    return True
+
+
+def unchain(owner: nn.Module) -> None:
+    """The opposite of `chain`."""
+    if _is_chaining(owner):
+        owner.__class__ = _chained(owner)
+        vars(owner).pop("_after", None)
+
+
+def _chained(owner: Any) -> type[nn.Module]:
+    """The class of the module before `chain`."""
+    return type(owner).__mro__[2]  # after its own and _Chaining
+
+
+def _is_chaining(module: nn.Module) -> bool:
+    return isinstance(module, _Chaining)
+
+
+class _Chaining:
+    """In front of a module's class: its forward makes promises."""
+
+    def __init_subclass__(cls) -> None:  # that of the module's class may keep a list
+        pass
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        made = super().__reduce_ex__(protocol)
+        if made[0] is copyreg.__newobj__ and made[1] == (type(self),):  # type: ignore[attr-defined]
+            return (_new, (_chained(self),), *made[2:])
+        return made
+
+
+@cache
+def _chaining(base: Any) -> Any:
+    """The class `base` with a forward that makes promises."""
+
+    @wraps(base.forward)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+            return base.forward(self, *args, **kwargs)
+        return _run(self, base.forward, args, kwargs)
+
+    members = {"forward": forward, "__module__": base.__module__, "__doc__": base.__doc__}
+    metaclass: Any = type(base)
+    return metaclass(base.__name__, (_Chaining, base), members)
+
+
+def _new(base: Any) -> nn.Module:
+    cls = _chaining(base)
+    return cls.__new__(cls)
+
+
+def _run(owner: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    followed = frozenset(_followed(owner))
+    if not followed:
+        return forward(owner, *args, **kwargs)
+    with _promising(followed):
+        y = forward(owner, *args, **kwargs)
+        if _scope.depth == 1:
+            alive = [promise for ref in _scope.promises if (promise := ref()) is not None]
+            for promise in alive:  # the forward did something else than was believed
+                promise.kept()
+            y = keep(y) if alive else y
+        return y
+
+
+@contextmanager
+def _promising(followed: frozenset[int]) -> Iterator[None]:
+    before = _scope.followed
+    _scope.followed, _scope.depth = before | followed, _scope.depth + 1
+    try:
+        yield
+    finally:
+        _scope.followed, _scope.depth = before, _scope.depth - 1
+        if _scope.depth == 0:
+            _scope.promises = ()
+
+
+def _followed(owner: nn.Module) -> Iterator[int]:
+    """The blocks of a module whose maps, as things are now, go to one other block only."""
+    if nn.modules.module._has_any_global_hook():
+        return
+    after: dict[str, str] = vars(owner).get("_after", {})
+    if _chained(owner).forward is nn.Sequential.forward:
+        after = {**after, **dict(pairwise(owner._modules))}
+    blocks = {path: _joining(owner, path) for path in {*after, *after.values()}}
+    for path, next_path in after.items():
+        block = blocks[path]
+        if block is not None and blocks[next_path] is not None:
+            yield id(block)
+
+
+def _joining(owner: nn.Module, path: str) -> Block | None:
+    """The block at a path, if nobody would notice that it is called in a run."""
+    module: nn.Module | None = owner
+    *containers, name = path.split(".")
+    for container in containers:
+        module = module._modules.get(container)  # type: ignore[union-attr]
+        if module is None or has_hooks(module) or "forward" in vars(module):
+            return None
+    assert module is not None
+    block = module._modules.get(name)
+    if not isinstance(block, Block) or has_hooks(block) or "forward" in vars(block):
+        return None
+    return block if block.may_join() else None

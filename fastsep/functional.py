@@ -83,8 +83,10 @@ def sep_conv2d_block(
 ) -> Tensor:
     """`sep_conv2d` with bias, then ReLU, then pool x pool average pooling, in one pass.
 
-    Args: as `sep_conv2d`; pool: side and stride of the pooling window, at least 1. Rows and columns
-    that do not fill a window are dropped.
+    Args:
+        x, pointwise, time_taps, freq_taps, bias, dilation: as for `sep_conv2d`.
+        pool: side and stride of the pooling window, at least 1. Rows and columns that do not fill
+            a window are dropped.
 
     Returns:
         (N, Cout, T // pool, F // pool); channels_last when x is.

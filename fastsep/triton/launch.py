@@ -30,7 +30,7 @@ _TRITON = {
 
 
 class Walk(NamedTuple):
-    """How the programs share the output: spans of at most `length` steps in time, windows of
+    """How the programs share the output: spans of at most `length` steps in time by windows of
     bins."""
 
     spans: int

@@ -127,12 +127,20 @@ class FusedSepConv(Block):
         return BlockParameters(pointwise, *taps, layers.dilation, layers.pool)
 
     def _batch_norm(self) -> nn.Module | None:
-        return None if self.layers.bn is None else self.get_submodule(self.layers.bn)
+        return None if self.layers.bn is None else self._layer(self.layers.bn)
 
     def _weight(self, path: str) -> Tensor:
-        conv = self.get_submodule(path)
+        conv = self._layer(path)
         assert isinstance(conv, nn.Conv2d)
         return conv.weight.flatten(1)  # (Cout, Cin, 1, 1) -> (Cout, Cin); (C, 1, 3, 1) -> (C, 3)
+
+    def _layer(self, path: str) -> nn.Module:
+        layer: nn.Module | None = self
+        for name in path.split("."):
+            assert layer is not None
+            layer = layer._modules[name]  # get_submodule takes several times as long
+        assert layer is not None
+        return layer
 
     def extra_repr(self) -> str:
         return f"dilation={self.layers.dilation}, pool={self.layers.pool}"

@@ -50,18 +50,10 @@ class Promise(Tensor):
     def kept(self) -> Tensor:
         """The map."""
         if self._map is None:
-            # As where the promise was made.
+            # As where the promise was made, wherever this is.
             with torch.no_grad(), torch.autocast(self._x.device.type, enabled=False):
-                if len(self._blocks) == 1:
-                    self._map = run_block(self._x, self._blocks[0])
-                else:
-                    self._map = sep_conv2d_stack(self._x, self._blocks)
+                self._map = _run_blocks(self._x, self._blocks)
         return self._map
-
-    def followed_by(self, block: BlockParameters) -> "Promise":
-        if self._map is None:
-            return Promise(self._x, [*self._blocks, block])
-        return Promise(self._map, [block])
 
     @classmethod
     def __torch_function__(
@@ -106,29 +98,31 @@ _scope = _Scope()
 
 def run_in_chain(block: Block, x: Tensor, p: BlockParameters) -> Tensor:
     """A block of folded weights `p`, perhaps in a run."""
-    inference = not torch.is_grad_enabled() and _is_plain(x)
-    if type(x) is not Promise:
-        if not (inference and id(block) in _scope.followed):
-            return run_block(x, p)
-        promise = Promise(x, [p])
-    elif not inference:
-        return run_block(x.kept(), p)
-    else:
-        promise = x.followed_by(p)
-        if id(block) not in _scope.followed:
-            return promise.kept()
+    blocks = [p]
+    if type(x) is Promise:
+        if x._map is not None or not _is_inference(x._x):
+            x = x.kept()
+        else:
+            blocks, x = [*x._blocks, p], x._x
+    if id(block) not in _scope.followed or not _is_inference(x):
+        return _run_blocks(x, blocks)
+    promise = Promise(x, blocks)
     _scope.promises = (*_scope.promises, weakref.ref(promise))
     return promise
 
 
-def _is_plain(x: Tensor) -> bool:
-    """Whether nothing transforms, traces or casts what is done with x."""
-    if type(x) is Promise:
-        x = x._x
-    elif type(x) is not Tensor or x.dim() != 4 or x.device.type not in ("cpu", "cuda"):
-        return False
+def _run_blocks(x: Tensor, blocks: list[BlockParameters]) -> Tensor:
+    return run_block(x, blocks[0]) if len(blocks) == 1 else sep_conv2d_stack(x, blocks)
+
+
+def _is_inference(x: Tensor) -> bool:
+    """Whether nothing differentiates, transforms, traces or casts what is done with a map x."""
     return not (
-        torch.is_autocast_enabled(x.device.type)
+        torch.is_grad_enabled()
+        or type(x) is not Tensor
+        or x.dim() != 4
+        or x.device.type not in ("cpu", "cuda")
+        or torch.is_autocast_enabled(x.device.type)
         or torch.jit.is_tracing()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0

@@ -835,18 +835,6 @@ def test_state_dicts_are_exchanged_with_the_eager_model(backend: str, tmp_path: 
         torch.testing.assert_close(fused(x), eager(x), **EXACT)
 
 
-def test_fold_batchnorm_of_a_fused_model_folds_it(backend: str) -> None:
-    """With another eps, too: the way to reproduce software that leaves it out."""
-    model = trained(Model(SepConv())).eval()
-    fuse(model)
-    x = random(1, 2, 11, 13)
-    folded = fastsep.fold_batchnorm(model, eps=0.5)
-    model.block.bn.eps = 0.5
-    with torch.no_grad():
-        torch.testing.assert_close(folded(x), model(x), **EXACT)
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
-
-
 @pytest.fixture
 def fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()

@@ -35,6 +35,11 @@ def batch_norm_affine(bn: BatchNorm, eps: float | None = None) -> tuple[Tensor, 
     return scale, shift
 
 
+def uses_batch_statistics(bn: BatchNorm) -> bool:
+    """Whether `bn` takes mean and variance from its input."""
+    return bn.training or bn.running_mean is None
+
+
 class FoldCache:
     """Folds a block's batch norm, or says that it cannot be folded now.
 
@@ -51,7 +56,7 @@ class FoldCache:
         self, bn: BatchNorm, time_taps: Tensor, freq_taps: Tensor
     ) -> tuple[Tensor, Tensor, Tensor] | None:
         """As `fold`; None when `bn` uses the statistics of the batch."""
-        if bn.training or bn.running_mean is None:
+        if uses_batch_statistics(bn):
             return None
         sources = [time_taps, freq_taps, bn.weight, bn.bias, bn.running_mean, bn.running_var]
         tensors = [t for t in sources if t is not None]

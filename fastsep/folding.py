@@ -16,7 +16,7 @@ def fold_batchnorm(module: Module, *, eps: float | None = None) -> Module:
 
     The copy is in eval mode; `module` is left as it is. eps: instead of each batch norm's own;
     `eps=0` reproduces software that leaves it out of the square root. Fused blocks (see `fuse`)
-    become `SepConvBlock`s in the copy.
+    become `SepConvBlock`s in the copy, unless they got hooks or other layers inside.
 
     Raises:
         ValueError: a batch norm without running statistics, or one of variance 0 under `eps=0`.
@@ -24,7 +24,7 @@ def fold_batchnorm(module: Module, *, eps: float | None = None) -> Module:
     folded = copy.deepcopy(module).eval()
     for parent in list(folded.modules()):
         for name, child in parent._modules.items():
-            if isinstance(child, FusedSepConv) and child.layers.bn is not None:
+            if isinstance(child, FusedSepConv) and child.layers.bn and child.is_as_recognised():
                 parent._modules[name] = child.as_block()
     for path, block in folded.named_modules():
         if isinstance(block, SepConvBlock):

@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastsep.batchnorm import FoldCache
+from fastsep.batchnorm import FoldCache, uses_batch_statistics
 from fastsep.checks import BlockParameters
 from fastsep.functional import sep_conv2d
 from fastsep.modules import SepConv2d, SepConvBlock, norm_relu_pool
-from fastsep.recognise import Layers, followers, has_hooks, recognise
-from fastsep.streaming import Block, chain, run_in_chain, unchain
+from fastsep.recognise import Layers, followers, recognise
+from fastsep.streaming import Block, chain, has_hooks, run_block, unchain
 
 
 @dataclass
@@ -46,11 +46,8 @@ class FusedSepConv(Block):
 
     def __init__(self, original: nn.Module, layers: Layers) -> None:
         super().__init__()
-        self._modules = original._modules
-        self._parameters = original._parameters
-        self._buffers = original._buffers
-        self._non_persistent_buffers_set = original._non_persistent_buffers_set
-        self.training = original.training
+        for name in list(vars(self)):  # parameters, layers, mode, hooks: all that is nn.Module's
+            vars(self)[name] = vars(original)[name]
         self.layers = layers
         self._original = (original,)  # in a tuple, so that it is not registered as a child
         self._recognised = tuple(
@@ -86,12 +83,7 @@ class FusedSepConv(Block):
 
     def may_join(self) -> bool:
         bn = self._batch_norm()
-        return (
-            bn is not None
-            and not bn.training
-            and bn.running_mean is not None
-            and self.is_as_recognised()
-        )
+        return isinstance(bn, _NORMS) and not uses_batch_statistics(bn) and self.is_as_recognised()
 
     def as_block(self) -> SepConvBlock:
         """A SepConvBlock of the same weights, not shared."""
@@ -110,14 +102,13 @@ class FusedSepConv(Block):
         if not self.is_as_recognised():
             return self._original[0].forward(x)
         if self.layers.bn is not None and (p := self.inference_parameters()) is not None:
-            return run_in_chain(self, x, p)
+            return run_block(self, x, p)
         layers = self.layers
         weights = map(self._weight, (layers.pointwise, layers.time, layers.freq))
         y = sep_conv2d(x, *weights, dilation=layers.dilation)
         return y if layers.bn is None else norm_relu_pool(self._batch_norm(), y, layers.pool)
 
     def inference_parameters(self) -> BlockParameters | None:
-        """As those of `SepConvBlock`."""
         bn, layers = self._batch_norm(), self.layers
         assert isinstance(bn, _NORMS)
         taps = self._fold(bn, self._weight(layers.time), self._weight(layers.freq))
@@ -185,7 +176,9 @@ def unfuse(model: nn.Module) -> None:
         unchain(parent)
         for name, child in parent._modules.items():
             if isinstance(child, FusedSepConv):
-                parent._modules[name] = child._original[0]
+                original = child._original[0]
+                original._is_full_backward_hook = child._is_full_backward_hook
+                parent._modules[name] = original
 
 
 def _fuse_children(

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from fastsep import reference
-from fastsep.batchnorm import FoldCache, fold
+from fastsep.batchnorm import FoldCache, fold, uses_batch_statistics
 from fastsep.checks import BlockParameters, checked_load
 from fastsep.functional import (
     global_pool_mlp,
     sep_conv2d,
-    sep_conv2d_block,
     sep_conv2d_stack,
 )
+from fastsep.streaming import Block, has_hooks, run_block
 
 
 class SepConv2d(nn.Module):
@@ -52,7 +52,7 @@ class SepConv2d(nn.Module):
         return f"{self.in_channels}, {self.out_channels}, dilation={self.dilation}{bias}"
 
 
-class SepConvBlock(nn.Module):
+class SepConvBlock(Block):
     """Separable convolution, batch norm, ReLU, average pooling.
 
     (N, in_channels, T, F) -> (N, out_channels, T // pool, F // pool). In eval mode the batch norm
@@ -79,13 +79,14 @@ class SepConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         p = self.inference_parameters()
-        return (
-            run_block(x, p) if p is not None else norm_relu_pool(self.bn, self.conv(x), self.pool)
-        )
+        if p is not None:
+            return run_block(self, x, p)
+        return norm_relu_pool(self.bn, self.conv(x), self.pool)
 
     def inference_parameters(self) -> BlockParameters | None:
-        """The block's folded weights; None while batch norm uses the statistics of the batch."""
         bn, conv = self.bn, self.conv  # each look-up in a module shows
+        if has_hooks(conv) or (bn is not None and has_hooks(bn)):
+            return None
         if bn is not None:
             taps = self._fold(bn, conv.time_taps, conv.freq_taps)
         else:
@@ -94,6 +95,11 @@ class SepConvBlock(nn.Module):
         if taps is None:
             return None
         return BlockParameters(conv.pointwise, *taps, conv.dilation, self.pool)
+
+    def may_join(self) -> bool:
+        bn = self.bn
+        folds = bn is None or not (uses_batch_statistics(bn) or has_hooks(bn))
+        return folds and not has_hooks(self.conv) and type(self).forward is SepConvBlock.forward
 
     def fold_(self, eps: float | None = None) -> None:
         """Folds the batch norm into the convolution for good; nothing to do on a folded block."""
@@ -144,7 +150,7 @@ class SepConvStack(nn.Sequential):
         """x (N, C, T, F); affine, stripes and result as for `sep_conv2d_stack`."""
         blocks = []
         for block in self:
-            if (parameters := block.inference_parameters()) is None:
+            if has_hooks(block) or (parameters := block.inference_parameters()) is None:
                 return super().forward(reference.load(x, *checked_load(x, affine, stripes)))
             blocks.append(parameters)
         return sep_conv2d_stack(x, blocks, affine=affine, stripes=stripes, compute=self.compute)
@@ -157,15 +163,9 @@ class GlobalPool(nn.Module):
         return global_pool_mlp(x)
 
 
-def run_block(x: Tensor, p: BlockParameters) -> Tensor:
-    """A folded block in one pass."""
-    return sep_conv2d_block(x, *p[:4], dilation=p.dilation, pool=p.pool)
-
-
 def norm_relu_pool(bn: nn.Module | None, y: Tensor, pool: int) -> Tensor:
-    """What follows the convolution in a block whose batch norm cannot be folded."""
-    assert bn is not None
-    y = torch.relu(bn(y))
+    """What follows the convolution in a block whose layers are called one by one."""
+    y = torch.relu(y if bn is None else bn(y))
     if pool == 1:
         return y
     if min(y.shape[2:]) < pool:  # no window fits, which avg_pool2d calls an error

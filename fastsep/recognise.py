@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from fastsep.streaming import has_hooks
+
 
 @dataclass(frozen=True)
 class Layers:
@@ -48,16 +50,6 @@ def recognise(module: nn.Module) -> Layers | str:
     if found[0] != found[1]:
         return "its forward differs between training and eval mode"
     return found[0]
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether calling the module itself does more than its forward."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
 
 
 def followers(

@@ -21,10 +21,8 @@ from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from fastsep.checks import BlockParameters
-from fastsep.functional import sep_conv2d_stack
+from fastsep.functional import sep_conv2d_block, sep_conv2d_stack
 from fastsep.layouts import memory_format
-from fastsep.modules import run_block
-from fastsep.recognise import has_hooks
 
 
 class Promise(Tensor):
@@ -73,12 +71,26 @@ def keep(values: Any) -> Any:
 class Block(nn.Module):
     """A block that can be part of a run."""
 
-    def may_join(self) -> bool:
-        """Whether calling it does what `inference_parameters` say and nothing else."""
+    def inference_parameters(self) -> BlockParameters | None:
+        """The block's folded weights; None while its layers have to be called one by one.
+
+        That is while batch norm uses the statistics of the batch, or where there are hooks.
+        """
         raise NotImplementedError
 
-    def inference_parameters(self) -> BlockParameters | None:
+    def may_join(self) -> bool:
+        """Whether `inference_parameters`, which take longer, are all that the block does."""
         raise NotImplementedError
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling the module itself does more than its forward."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 class _Scope(threading.local):
@@ -96,8 +108,8 @@ class _Scope(threading.local):
 _scope = _Scope()
 
 
-def run_in_chain(block: Block, x: Tensor, p: BlockParameters) -> Tensor:
-    """A block of folded weights `p`, perhaps in a run."""
+def run_block(block: Block, x: Tensor, p: BlockParameters) -> Tensor:
+    """A block whose folded weights are `p` in one pass, or in a run."""
     blocks = [p]
     if type(x) is Promise:
         if x._map is not None or not _is_inference(x._x):
@@ -112,11 +124,17 @@ def run_in_chain(block: Block, x: Tensor, p: BlockParameters) -> Tensor:
 
 
 def _run_blocks(x: Tensor, blocks: list[BlockParameters]) -> Tensor:
-    return run_block(x, blocks[0]) if len(blocks) == 1 else sep_conv2d_stack(x, blocks)
+    if len(blocks) > 1:
+        return sep_conv2d_stack(x, blocks)
+    p = blocks[0]
+    return sep_conv2d_block(x, *p[:4], dilation=p.dilation, pool=p.pool)
 
 
 def _is_inference(x: Tensor) -> bool:
-    """Whether nothing differentiates, transforms, traces or casts what is done with a map x."""
+    """Whether nothing differentiates, transforms, traces or casts what is done with a map x.
+
+    And whether it is a map: what is none is for the operator to refuse.
+    """
     return not (
         torch.is_grad_enabled()
         or type(x) is not Tensor
@@ -143,7 +161,7 @@ def chain(owner: nn.Module, after: dict[str, str]) -> bool:
     kind: Any = type(owner)
     try:
         owner.__class__ = _chaining(kind)
-    except TypeError:
+    except Exception:  # whatever a foreign class has against it
         return False
     vars(owner)["_after"] = after
     return True

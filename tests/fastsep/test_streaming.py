@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import fastsep
-from fastsep import fuse, unfuse
+from fastsep import SepConvBlock, SepConvStack, fold_batchnorm, fuse, streaming, unfuse
 from fastsep.eager import to_eager
 from fastsep.fusion import FusedSepConv
 from fastsep.streaming import Promise
@@ -150,11 +150,9 @@ MODELS = [Chain, Half, Listed, Untraceable, sequential, nested]
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Blocks of each call of the operators that inference uses, in order."""
     calls: list[int] = []
-    from fastsep import modules, streaming
-
-    block, stack = modules.sep_conv2d_block, streaming.sep_conv2d_stack
+    block, stack = streaming.sep_conv2d_block, streaming.sep_conv2d_stack
     monkeypatch.setattr(
-        modules, "sep_conv2d_block", lambda *a, **k: calls.append(1) or block(*a, **k)
+        streaming, "sep_conv2d_block", lambda *a, **k: calls.append(1) or block(*a, **k)
     )
     monkeypatch.setattr(
         streaming, "sep_conv2d_stack", lambda x, b: calls.append(len(b)) or stack(x, b)
@@ -674,14 +672,92 @@ def test_threads_share_a_model(backend: str) -> None:
             torch.testing.assert_close(y, twin(random(1, 1, 18, 12, seed=i)), **EXACT)
 
 
-def test_to_eager_and_fold_batchnorm_of_stacks(backend: str) -> None:
-    for make in MODELS:
-        model, twin = pair(make)
-        with torch.no_grad():
-            eager, folded = to_eager(model), fastsep.fold_batchnorm(model)
-            assert [type(m) for m in eager.modules()] == [type(m) for m in twin.modules()]
-            torch.testing.assert_close(eager(X), twin(X), **EXACT)
-            torch.testing.assert_close(folded(X), twin(X), **EXACT)
+@pytest.mark.parametrize("make", MODELS)
+def test_eager_and_folded_copies(
+    backend: str, ran: list[int], make: Callable[[], nn.Module]
+) -> None:
+    model, twin = pair(make)
+    eager, folded = to_eager(model), fold_batchnorm(model)
+    assert [type(m) for m in eager.modules()] == [type(m) for m in twin.modules()]
+    check(eager, twin, ran, [])
+    assert sum(isinstance(m, SepConvBlock) and m.bn is None for m in folded.modules()) == 4
+    check(folded, twin, ran, [4])
+    next(m for m in folded.modules() if isinstance(m, SepConvBlock)).train()  # all the same to it
+    check(folded, twin, ran, [4])
+
+
+def test_a_block_that_was_changed_inside_is_not_folded(backend: str, ran: list[int]) -> None:
+    model, twin = pair(Chain)
+    for m in (model, twin):
+        m.conv2.relu = nn.GELU()
+        m.conv3.bn.register_forward_hook(lambda _m, _x, y: 2 * y)
+    check(fold_batchnorm(model), twin, ran, [1, 1])
+
+
+@pytest.mark.parametrize("after_unfuse", [False, True])
+def test_hooks_survive_and_can_be_removed(backend: str, after_unfuse: bool) -> None:
+    model, twin = pair(Chain)
+    handles = [m.conv2.register_forward_hook(lambda _m, _x, y: 2 * y) for m in (model, twin)]
+    for m in (model, twin):
+        m.conv3.register_full_backward_hook(lambda _m, gx, _g: (3 * gx[0],))
+    if after_unfuse:
+        unfuse(model)
+    for _ in range(2):
+        for m in (model, twin):
+            m.zero_grad()
+            m(X).square().sum().backward()
+        for got, wanted in zip(model.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(got.grad, wanted.grad, rtol=1e-9, atol=1e-9)
+        for handle in handles:
+            handle.remove()
+
+
+def test_state_dict_hooks_of_a_block_stay(backend: str) -> None:
+    torch.manual_seed(0)
+    model = trained(Chain())
+    old = {k.replace("conv2.mix", "conv2.pointwise"): v for k, v in model.state_dict().items()}
+
+    def rename(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+        state[f"{prefix}mix.weight"] = state.pop(f"{prefix}pointwise.weight")
+
+    model.conv2.register_load_state_dict_pre_hook(rename)
+    assert fuse(model).stacks
+    model.load_state_dict(old, strict=True)
+
+
+# The library's own blocks.
+
+
+def own() -> SepConvStack:
+    torch.manual_seed(0)
+    return trained(SepConvStack([SepConvBlock(1, 4), SepConvBlock(4, 6), SepConvBlock(6, 5)]))
+
+
+@pytest.mark.parametrize("path", ["1", "1.conv", "1.bn"])
+@pytest.mark.parametrize("training", [False, True])
+def test_hooks_in_a_stack_of_the_library_are_called(
+    backend: str, path: str, training: bool
+) -> None:
+    model = own().train(training)
+    twin = to_eager(model)
+    for m in (model, twin):
+        m.get_submodule(path).register_forward_hook(lambda _m, _x, y: 2 * y)
+    torch.testing.assert_close(model(X), twin(X), **EXACT)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_pruned_stack_of_the_library(backend: str, folded: bool) -> None:
+    """What is pruned is computed anew by a hook from what is trained, in eval mode too."""
+    model = fold_batchnorm(own()) if folded else own()
+    prune.l1_unstructured(model[1].conv, "pointwise", amount=0.5)
+    with torch.no_grad():
+        before = model(X)
+        model[1].conv.pointwise_orig.mul_(2)
+        expected = own() if not folded else fold_batchnorm(own())
+        expected[1].conv.pointwise.copy_(2 * expected[1].conv.pointwise)
+        expected[1].conv.pointwise.mul_(model[1].conv.pointwise_mask)
+        assert not torch.equal(model(X), before)
+        torch.testing.assert_close(model(X), expected(X), **EXACT)
 
 
 def test_what_the_forward_stores_while_it_is_looked_at_is_forgotten() -> None:

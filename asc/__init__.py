@@ -6,14 +6,16 @@ if TYPE_CHECKING:
     from asc.checkpoint import load_model
     from asc.features import LogMel
     from asc.model import Cnn6, Cnn6Sep
+    from asc.prediction import probabilities
 
-__all__ = ["Cnn6", "Cnn6Sep", "LogMel", "load_model"]
+__all__ = ["Cnn6", "Cnn6Sep", "LogMel", "load_model", "probabilities"]
 
 _HOMES = {
     "Cnn6": "asc.model",
     "Cnn6Sep": "asc.model",
     "LogMel": "asc.features",
     "load_model": "asc.checkpoint",
+    "probabilities": "asc.prediction",
 }
 
 

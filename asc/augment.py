@@ -1,9 +1,11 @@
 """SpecAugment stripes (training and test time) and MixUp (training)."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from asc.device import send
+from asc.compute import send
 
 
 def _uniform_integers(
@@ -27,7 +29,7 @@ def draw_stripes(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Draw SpecAugment stripes independently for each of n samples.
+    """Draws SpecAugment stripes independently for each of n samples.
 
     A stripe's width is an integer uniform in [0, max_width), its start uniform in
     [0, size - width). A max_width larger than the axis is lowered to the axis's size, so that a
@@ -45,7 +47,7 @@ def draw_stripes(
         device: where to return the result; None is the device drawn on.
 
     Returns:
-        int32 ``(n, 2 * stripes, 3)`` of (axis, start, stop), stop exclusive; axis 0 is time, axis 1
+        int32 (n, 2 * stripes, 3) of (axis, start, stop), stop exclusive; axis 0 is time, axis 1
         frequency; the time stripes come first.
 
     Raises:
@@ -68,18 +70,52 @@ def draw_stripes(
     return send(drawn, device or source)
 
 
+@dataclass(frozen=True)
+class SpecAugment:
+    """Bounds of the masks a network is trained with; test-time augmentation draws the same.
+
+    time_width (frames) and freq_width (bins) bound the widths of the stripes, exclusively;
+    stripes: how many there are per axis.
+    """
+
+    time_width: int = 128
+    freq_width: int = 32
+    stripes: int = 2
+
+    def draw(
+        self,
+        n: int,
+        num_frames: int,
+        num_bins: int,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Stripes (n, 2 * self.stripes, 3) for n samples; see `draw_stripes`."""
+        return draw_stripes(
+            n,
+            num_frames,
+            num_bins,
+            time_width=self.time_width,
+            freq_width=self.freq_width,
+            stripes=self.stripes,
+            generator=generator,
+            device=device,
+        )
+
+
 def apply_stripes(x: Tensor, stripes: Tensor) -> Tensor:
-    """Set the stripes of every sample to 0; differentiable, and NaN under a stripe becomes 0 too.
+    """Sets the stripes of every sample to 0; differentiable, and NaN under a stripe becomes 0 too.
 
     Args:
-        x: ``(N, C, T, F)``.
-        stripes: integer ``(N, S, 3)`` of (axis, start, stop), as :func:`draw_stripes` returns.
+        x: (N, C, T, F).
+        stripes: integer (N, S, 3) of (axis, start, stop), as `draw_stripes` returns.
 
     Returns:
         A new tensor like x.
 
     Raises:
-        ValueError: shapes that do not fit. TypeError: stripes that are not integers.
+        ValueError: shapes that do not fit.
+        TypeError: stripes that are not integers.
     """
     if x.ndim != 4:
         raise ValueError(f"x must be (N, C, T, F), got {tuple(x.shape)}")
@@ -105,13 +141,13 @@ def mixup(
 ) -> tuple[Tensor, Tensor]:
     """MixUp: mix the batch with a permutation of itself.
 
-    One weight ``lam ~ Beta(alpha, alpha)`` for the whole batch; inputs and targets are mixed alike:
-    ``lam * x + (1 - lam) * x[permutation]``. Both are drawn on the generator's device (the CPU
+    One weight `lam ~ Beta(alpha, alpha)` for the whole batch; inputs and targets are mixed alike:
+    `lam * x + (1 - lam) * x[permutation]`. Both are drawn on the generator's device (the CPU
     without one).
 
     Args:
-        logmel: ``(N, 1, T, F)``, floating.
-        targets: ``(N, classes)``, floating (one-hot or soft).
+        logmel: (N, 1, T, F), floating.
+        targets: (N, classes), floating (one-hot or soft).
         alpha: parameter of the Beta distribution, > 0.
         generator: random generator; None uses torch's default one.
 
@@ -119,7 +155,8 @@ def mixup(
         The mixed log-mels and targets, new tensors of the same shapes.
 
     Raises:
-        ValueError: alpha not positive, or batch sizes that differ. TypeError: integer targets.
+        ValueError: alpha not positive, or batch sizes that differ.
+        TypeError: integer targets.
     """
     if not alpha > 0:
         raise ValueError(f"alpha must be positive, got {alpha}")

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from asc.augment import SpecAugment
 from asc.errors import UserError
 from asc.files import atomic
-from asc.model import Cnn6Sep, SpecAugment
+from asc.model import Cnn6Sep
 
 FOLDED_FORMAT = "asc-folded-float16"
 _SHOWN = 3  # names listed in an error
@@ -37,8 +38,7 @@ def load_model(path: str | Path, *, eps: float | None = None) -> Cnn6Sep:
 
     Raises:
         UserError: no such file, not a checkpoint or damaged, keys or shapes that do not fit, values
-            that are not finite, eps for a folded file.
-        ValueError: a negative eps.
+            that are not finite, eps for a folded file or out of range.
     """
     if eps is not None and not 0 <= eps < math.inf:
         raise UserError(f"eps must be a number that is not negative, got {eps}")
@@ -70,8 +70,13 @@ def load_trainable(path: str | Path) -> Cnn6Sep:
 def save_folded(model: Cnn6Sep, path: str | Path) -> None:
     """Writes the network folded and rounded to float16, all or nothing.
 
-    model: trained or folded. Raises UserError when a value is too large for float16, or is not
-    finite; OSError when the file cannot be written.
+    Args:
+        model: trained or folded; left as it is.
+        path: the file; its folder has to be there.
+
+    Raises:
+        UserError: a value that is too large for float16, or not finite.
+        OSError: the file cannot be written.
     """
     folded = model.folded()
     halved = {name: tensor.half().cpu() for name, tensor in folded.state_dict().items()}
@@ -128,7 +133,11 @@ def _load(path: Path) -> Cnn6Sep:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a file that torch.save made of a dictionary; UserError if it is not one."""
+    """The content of a file that torch.save made of a dictionary.
+
+    Raises:
+        UserError: no such file, or it is damaged or holds something else.
+    """
     if path.is_dir():
         raise UserError(f"{path}: is a folder, expected a file of weights")
     if not path.is_file():

@@ -4,7 +4,6 @@ import statistics
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from rich.console import Console
@@ -13,19 +12,19 @@ from torch.utils.data import Dataset
 
 import fastsep
 from asc.checkpoint import load_model
-from asc.data import LogMels, open_dataset, write_synthetic
-from asc.device import send
-from asc.eager import EagerTwin
-from asc.evaluation import evaluate
-from asc.features import HOP, N_MELS, SAMPLE_RATE
-from asc.metrics import score
+from asc.compute import DeviceName, send
+from asc.data import LogMelDataset, open_dataset, write_synthetic
+from asc.files import write_json
 from asc.model import Cnn6Sep
-from asc.presets import get_preset
-from asc.report import print_tables, score_tables, write_json
-from asc.training import Settings, check_new_run, fit
+from asc.prediction import score_clips
+from asc.report.tables import print_tables, score_tables, system_name
+from asc.task import FRAMES, HOP, N_MELS, SAMPLE_RATE
+from asc.training.run import check_new_run, fit
+from asc.training.settings import Settings, get_preset
+from fastsep.eager import to_eager
 
 SECONDS = 2.0  # clips of 2 s instead of 10 keep the demo short
-FRAMES = 1 + int(SECONDS * SAMPLE_RATE) // HOP
+SHORT_FRAMES = 1 + int(SECONDS * SAMPLE_RATE) // HOP
 TTA = 30
 
 
@@ -41,9 +40,9 @@ COMPILED, UNCOMPILED = Size(14, 10), Size(6, 5)
 
 
 class Shortened(Dataset[tuple[Tensor, int]]):
-    """The first FRAMES frames of log-mels: a 2 s clip before it was repeated to fill 10 s."""
+    """The first frames of log-mels: a 2 s clip before it was repeated to fill 10 s."""
 
-    def __init__(self, logmels: LogMels) -> None:
+    def __init__(self, logmels: LogMelDataset) -> None:
         self.logmels = logmels
 
     def __len__(self) -> int:
@@ -51,14 +50,15 @@ class Shortened(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         logmel, label = self.logmels[index]
-        return logmel[:, :FRAMES], label
+        return logmel[:, :SHORT_FRAMES], label
 
 
-def run(out: Path, seed: int, device: Literal["cpu", "cuda"] = "cpu") -> None:
+def run(out: Path, seed: int, device: DeviceName = "cpu") -> None:
     """Runs the demo and leaves everything in `out` (see its last lines); a new or empty folder.
 
     Raises:
-        UserError: the folder is taken. OSError: it cannot be written.
+        UserError: the folder is taken.
+        OSError: it cannot be written.
     """
     started = time.perf_counter()
     check_new_run(out)
@@ -71,7 +71,7 @@ def run(out: Path, seed: int, device: Literal["cpu", "cuda"] = "cpu") -> None:
         epochs=size.epochs,
         batch_size=10,
         lr=3e-3,
-        time_width=128 * FRAMES // 431,
+        time_width=128 * SHORT_FRAMES // FRAMES,
     )
     if not quick:
         console.print("fastsep's C++ kernels are not built here: a smaller demo, in plain PyTorch.")
@@ -80,17 +80,15 @@ def run(out: Path, seed: int, device: Literal["cpu", "cuda"] = "cpu") -> None:
     train, validation = (open_dataset(out / "data", split) for split in ("train", "evaluate"))
 
     console.print(f"2. Training: {len(train)} clips of {SECONDS:g} s, {preset.epochs} epochs.")
-    logmels, held_out = (Shortened(LogMels(clips, None, device)) for clips in (train, validation))
+    logmels, held_out = (
+        Shortened(LogMelDataset(clips, None, device)) for clips in (train, validation)
+    )
     fit(logmels, held_out, train.classes, Settings(preset, seed), out / "run", device=device)
 
     console.print(f"3. Evaluation: {len(validation)} clips, without and with {TTA} TTA.")
     model = load_model(out / "run" / "folded.pt")
-    labels = [clip.label for clip in validation if clip.label is not None]
-    systems = {}
-    for name, masks in (("no TTA", 0), (f"{TTA} TTA", TTA)):
-        probabilities = evaluate(model, held_out, tta=masks, seed=seed, device=device)
-        systems[name] = score(probabilities, labels, model.classes, validation.devices)
-    print_tables(console, score_tables(systems))
+    scores = score_clips(model, held_out, validation, tta=TTA, seed=seed, device=device)
+    print_tables(console, score_tables(scores))
 
     console.print("4. Speed: the folded network with fused layers and with nn.Conv2d layers.")
     eager, fused, note = compare_speed(model)
@@ -108,7 +106,7 @@ def run(out: Path, seed: int, device: Literal["cpu", "cuda"] = "cpu") -> None:
         console.print(f"  {name:14} {what}")
     results = {
         "data": "synthetic",
-        "scores": {name: scores.to_dict() for name, scores in systems.items()},
+        "scores": {system_name(masks): s.to_dict() for masks, s in scores.items()},
         "speed": {"eager_over_fused": eager / fused, "measured": note},
     }
     write_json(out / "results.json", results)
@@ -120,8 +118,8 @@ def compare_speed(model: Cnn6Sep, repeats: int = 9) -> tuple[float, float, str]:
 
     Both run where the model is, in IEEE float32.
     """
-    twin, device = EagerTwin(model), model.fc1.weight.device
-    logmel = torch.randn(1, 1, 431, N_MELS, generator=torch.Generator().manual_seed(0))
+    twin, device = to_eager(model), model.fc1.weight.device
+    logmel = torch.randn(1, 1, FRAMES, N_MELS, generator=torch.Generator().manual_seed(0))
     seconds: dict[nn.Module, list[float]] = {twin: [], model: []}
     logmel = send(logmel, device)
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):

@@ -4,11 +4,7 @@ import torch
 from torch import Tensor, nn
 from torchaudio.transforms import AmplitudeToDB, MelSpectrogram
 
-SAMPLE_RATE = 44_100  # Hz
-CLIP_SAMPLES = 441_000  # 10 s
-N_MELS = 256
-N_FFT = 2048
-HOP = 1024
+from asc.task import HOP, N_FFT, N_MELS, SAMPLE_RATE
 
 # Above this the float32 power spectrum could overflow: (1024 * 1e15)**2 is still below 3.4e38.
 MAX_AMPLITUDE = 1e15
@@ -23,9 +19,9 @@ class LogMel(nn.Module):
     """Log-mel spectrogram of 44.1 kHz mono audio, as in the DCASE 2021 Task 1A report.
 
     Periodic Hann window of 2048 samples, hop 1024, centred with reflect padding; power spectrum;
-    256 mel filters from 0 to 22 050 Hz (Slaney scale and area norm); ``10 log10(max(S, 1e-10))``.
+    256 mel filters from 0 to 22 050 Hz (Slaney scale and area norm); `10 log10(max(S, 1e-10))`.
 
-    The module has no parameters and an empty ``state_dict``; ``.to(device)`` moves it.
+    The module has no parameters and an empty `state_dict`; `.to(device)` moves it.
     """
 
     def __init__(self) -> None:
@@ -47,13 +43,13 @@ class LogMel(nn.Module):
                 module.register_buffer(name, buffer, persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """Compute log-mels in dB (reference 1.0, floor -100 dB).
+        """Computes log-mels in dB (reference 1.0, floor -100 dB).
 
         Args:
-            waveform: ``(N, samples)`` or ``(samples,)`` float32, full scale at +-1.
+            waveform: (N, samples) or (samples,) float32, full scale at +-1.
 
         Returns:
-            ``(N, 1, T, 256)`` float32 with ``T = 1 + samples // 1024``; N = 1 for 1-D input.
+            (N, 1, T, 256) float32 with `T = 1 + samples // 1024`; N = 1 for 1-D input.
 
         Raises:
             TypeError: not a float32 tensor.

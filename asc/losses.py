@@ -20,11 +20,11 @@ def _check(logits: Tensor, targets: Tensor) -> None:
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy ``-sum_k t_k log p_k``, mean over the batch.
+    """Cross entropy `-sum_k t_k log p_k`, mean over the batch.
 
     Args:
-        logits: ``(N, K)``.
-        targets: ``(N, K)`` class probabilities.
+        logits: (N, K).
+        targets: (N, K) class probabilities.
 
     Raises:
         ValueError, TypeError: shapes or dtypes that do not fit.
@@ -34,18 +34,19 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def focal_loss(logits: Tensor, targets: Tensor, gamma: float = 1.0) -> Tensor:
-    """Focal loss ``-sum_k t_k (1 - p_k)^gamma log p_k``, mean over the batch.
+    """Focal loss `-sum_k t_k (1 - p_k)^gamma log p_k`, mean over the batch.
 
-    Lin et al., "Focal Loss for Dense Object Detection", 2017, eq. 4, with soft targets; the
-    DCASE 2021 Task 1A report uses gamma = 1. gamma = 0 is cross entropy.
+    With soft targets; the DCASE 2021 Task 1A report uses gamma = 1. gamma = 0 is cross entropy.
 
     Args:
-        logits: ``(N, K)``.
-        targets: ``(N, K)`` class probabilities.
+        logits: (N, K).
+        targets: (N, K) class probabilities.
         gamma: focusing exponent, >= 0.
 
     Raises:
         ValueError, TypeError: shapes, dtypes or a gamma that do not fit.
+
+    Source: Lin et al., "Focal Loss for Dense Object Detection", 2017, eq. 4.
     """
     _check(logits, targets)
     if not gamma >= 0:

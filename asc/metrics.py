@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from asc.data.scenes import DEVICES
+from asc.task import DEVICES
 
 FloatArray: TypeAlias = NDArray[np.float64]
 IntArray: TypeAlias = NDArray[np.int64]
@@ -29,7 +29,7 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class DeviceScore:
-    """One device; macro values and ``accuracy`` are averaged over the classes it has clips of."""
+    """One device; macro values and `accuracy` are averaged over the classes it has clips of."""
 
     count: int
     log_loss_macro: float
@@ -41,7 +41,7 @@ class DeviceScore:
 class Scores:
     """All scores of one evaluation. Log losses are in nats, accuracies and ECE in [0, 1].
 
-    ``*_macro`` averages over classes (classes without clips left out), ``*_samples`` over clips.
+    `*_macro` averages over classes (classes without clips left out), `*_samples` over clips.
     The challenge's baseline prints the log loss over clips and the accuracy over classes.
     """
 
@@ -65,14 +65,14 @@ def score(
     classes: Sequence[str],
     devices: Sequence[str | None],
 ) -> Scores:
-    """Score class probabilities against labels, in float64.
+    """Scores class probabilities against labels, in float64.
 
     For the log loss, probabilities are clipped to [1e-15, 1 - 1e-15] and each row is then divided
     by its sum, as the challenge's baseline does through scikit-learn.
 
     Args:
-        probabilities: ``(N, K)``, rows that sum to one (to 1e-3: half-precision values are fine).
-        labels: ``(N,)`` integers in [0, K).
+        probabilities: (N, K), rows that sum to one (to 1e-3: half-precision values are fine).
+        labels: (N,) integers in [0, K).
         classes: K names, in the order of the columns.
         devices: N device names; clips with None are left out of the table per device.
 
@@ -120,11 +120,14 @@ def score(
 def expected_calibration_error(p: FloatArray, y: IntArray, bins: int = ECE_BINS) -> float:
     """Mean over clips of |accuracy - confidence| of the clip's confidence bin.
 
-    Confidence is the top probability; bins are (i / bins, (i + 1) / bins]. Guo et al., "On
-    Calibration of Modern Neural Networks", 2017, eq. 3.
+    Confidence is the top probability; bins are (i / bins, (i + 1) / bins].
 
     Args:
-        p: ``(N, K)`` probabilities. y: ``(N,)`` labels.
+        p: (N, K) probabilities.
+        y: (N,) labels.
+        bins: how many.
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", 2017, eq. 3.
     """
     confidence = p.max(axis=1)
     hits = p.argmax(axis=1) == y

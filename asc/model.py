@@ -1,53 +1,18 @@
-"""CNN6 and its separable 60 000-parameter form."""
+"""The networks: CNN6 and its separable 60 000-parameter form."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from asc.augment import apply_stripes, draw_stripes
-from asc.data.scenes import SCENES
-from asc.features import N_MELS
+from asc.augment import SpecAugment, apply_stripes
+from asc.task import N_MELS, SCENES
 from fastsep import SepConvBlock, SepConvStack, batch_norm_affine, fold_batchnorm, global_pool_mlp
+from fastsep.modules import GlobalPool
 
 WIDTHS = (64, 128, 128, 128)  # output channels of the blocks
 MIN_FRAMES = 2 ** len(WIDTHS)  # every block halves T
-
-
-@dataclass(frozen=True)
-class SpecAugment:
-    """Bounds of the masks a network is trained with; test-time augmentation draws the same.
-
-    time_width (frames) and freq_width (bins) bound the widths of the stripes, exclusively;
-    stripes: how many there are per axis.
-    """
-
-    time_width: int = 128
-    freq_width: int = 32
-    stripes: int = 2
-
-    def draw(
-        self,
-        n: int,
-        num_frames: int,
-        num_bins: int,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
-        """Stripes (n, 2 * self.stripes, 3) for n samples; see `asc.augment.draw_stripes`."""
-        return draw_stripes(
-            n,
-            num_frames,
-            num_bins,
-            time_width=self.time_width,
-            freq_width=self.freq_width,
-            stripes=self.stripes,
-            generator=generator,
-            device=device,
-        )
 
 
 class MelAffine(nn.Module):
@@ -73,15 +38,17 @@ class _Network(nn.Module):
         self.classes = SCENES if named else tuple(f"class {i}" for i in range(num_classes))
         self.specaugment = SpecAugment()
         self.bn0: nn.BatchNorm2d | MelAffine = nn.BatchNorm2d(N_MELS)
+        self.pool = GlobalPool()
         self.dropout = nn.Dropout(dropout)
         self.fc1 = nn.Linear(WIDTHS[-1], WIDTHS[-1])
         self.fc2 = nn.Linear(WIDTHS[-1], num_classes)
 
     def head(self, x: Tensor) -> Tensor:
         """Feature map (N, 128, T, F) -> logits (N, classes)."""
-        fc1, fc2 = self.fc1, self.fc2
-        if self.dropout.training or not (_is_bare(fc1) and _is_bare(fc2)):
-            return self.mlp(global_pool_mlp(x))
+        pool, fc1, fc2 = self.pool, self.fc1, self.fc2
+        bare = _is_bare(pool, GlobalPool) and _is_bare(fc1, nn.Linear) and _is_bare(fc2, nn.Linear)
+        if self.dropout.training or not bare or fc1.bias is None or fc2.bias is None:
+            return self.mlp(pool(x))
         return global_pool_mlp(x, ((fc1.weight, fc1.bias), (fc2.weight, fc2.bias)))
 
     def mlp(self, x: Tensor) -> Tensor:
@@ -90,11 +57,14 @@ class _Network(nn.Module):
         return self.fc2(self.dropout(x))
 
 
-def _is_bare(layer: nn.Module) -> bool:
-    """Whether calling the layer is x weight^T + bias and nothing else: not quantised, no hooks."""
-    if type(layer) is not nn.Linear or layer.bias is None:
-        return False
-    return not (layer._forward_hooks or layer._forward_pre_hooks)
+def _is_bare(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling the layer is what its class does: not replaced, not quantised, no hooks."""
+    return type(layer) is kind and not (
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+    )
 
 
 class Cnn6Sep(_Network):
@@ -216,56 +186,3 @@ def _check(logmel: Tensor) -> None:
 def _per_bin(bn0: nn.Module, logmel: Tensor) -> Tensor:
     """Batch norm over the mel bins: the F axis takes the place of the channels."""
     return bn0(logmel.transpose(1, 3)).transpose(1, 3)
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """One line of `parameter_table`; shape is (C, T, F), or what there is of it."""
-
-    layer: str
-    shape: tuple[int, ...]
-    test_time: int
-    training_time: int
-
-
-def parameter_table(model: Cnn6Sep, num_frames: int = 431) -> list[LayerRow]:
-    """Layers, output shapes and parameter counts, all taken from the network itself.
-
-    Test time counts the folded network's parameters; training time those of the trainable one with
-    its running statistics. A folded network's training-time counts are those of a new `Cnn6Sep`.
-    """
-    folded = model.folded()
-    trained = Cnn6Sep(len(model.classes)) if model.is_folded else model
-
-    def rows() -> Iterator[LayerRow]:
-        x = folded.fc1.weight.new_zeros(1, 1, num_frames, N_MELS)
-        yield _row("BN-mel", x, [folded.bn0], [trained.bn0])
-        with torch.no_grad():
-            for i, (block, twin) in enumerate(zip(folded.blocks, trained.blocks, strict=True), 1):
-                channels = x.shape[1]
-                x = block(x)
-                yield _row(f"block {i}, {channels} -> {x.shape[1]}", x, [block], [twin])
-        x = x[:, :, 0, 0]
-        yield _row("global pooling", x, [], [])
-        hidden, classes = folded.fc2.in_features, folded.fc2.out_features
-        mlp = f"MLP {x.shape[1]} -> {hidden} -> {classes}"
-        yield _row(mlp, x[:, :1].expand(1, classes), [folded.fc1, folded.fc2],
-                   [trained.fc1, trained.fc2])  # fmt: skip
-
-    return list(rows())
-
-
-def _row(
-    layer: str, output: Tensor, test_time: list[nn.Module], training_time: list[nn.Module]
-) -> LayerRow:
-    return LayerRow(layer, tuple(output.shape[1:]), _count(test_time), _count(training_time))
-
-
-def _count(modules: list[nn.Module]) -> int:
-    """Values in the modules' states, num_batches_tracked (no number the network uses) left out."""
-    return sum(
-        tensor.numel()
-        for module in modules
-        for name, tensor in module.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    )

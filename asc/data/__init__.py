@@ -1,19 +1,17 @@
 """Data sets: audio files, their layouts, cached log-mels and synthetic scenes."""
 
 from asc.data.audio import fit_length, load_clip, read_audio
+from asc.data.clips import Clip, ClipList, unlabelled
 from asc.data.folders import read_folders
 from asc.data.layouts import open_dataset
-from asc.data.logmels import LogMels
-from asc.data.scenes import DEVICES, SCENES, Clip, ClipList
+from asc.data.logmels import LogMelDataset
 from asc.data.synthetic import write_synthetic
 from asc.data.tau import Split, read_tau
 
 __all__ = [
-    "DEVICES",
-    "SCENES",
     "Clip",
     "ClipList",
-    "LogMels",
+    "LogMelDataset",
     "Split",
     "fit_length",
     "load_clip",
@@ -21,5 +19,6 @@ __all__ = [
     "read_audio",
     "read_folders",
     "read_tau",
+    "unlabelled",
     "write_synthetic",
 ]

@@ -9,14 +9,15 @@ from torch import Tensor
 from torchaudio.functional import resample
 
 from asc.errors import UserError
-from asc.features import CLIP_SAMPLES, SAMPLE_RATE, is_bounded
+from asc.features import is_bounded
+from asc.task import CLIP_SAMPLES, SAMPLE_RATE
 
 # The resampling filter holds about (rate in / gcd) * (rate out / gcd) float32 values: 1 GiB here.
 MAX_RESAMPLING_TAPS = 2**28
 
 
 def read_audio(path: str | Path, *, max_seconds: float | None = None) -> Tensor:
-    """Read an audio file as mono at 44.1 kHz.
+    """Reads an audio file as mono at 44.1 kHz.
 
     Any format and sample type libsndfile knows (WAV of 16, 24, 32 bit and float, FLAC, Ogg, ...);
     integers are scaled to +-1, channels are averaged, other sample rates are resampled
@@ -27,7 +28,7 @@ def read_audio(path: str | Path, *, max_seconds: float | None = None) -> Tensor:
         max_seconds: read no more than this from the start; None reads everything.
 
     Returns:
-        ``(samples,)`` float32.
+        (samples,) float32.
 
     Raises:
         UserError: the file is missing, a directory, unreadable or corrupt, empty, holds NaN,
@@ -65,14 +66,14 @@ def read_audio(path: str | Path, *, max_seconds: float | None = None) -> Tensor:
 
 
 def fit_length(waveform: Tensor, samples: int = CLIP_SAMPLES) -> Tensor:
-    """Make a waveform exactly ``samples`` long.
+    """A waveform made exactly so many samples long.
 
     Longer ones are cropped to their start. Shorter ones are repeated from their start until they
     are long enough: zero padding would put a block of -100 dB into the log-mel, which no training
     clip has and the network's pooling over time would see.
 
     Args:
-        waveform: ``(length,)``, at least one sample.
+        waveform: (length,), at least one sample.
 
     Raises:
         ValueError: not one-dimensional, or empty.
@@ -83,8 +84,10 @@ def fit_length(waveform: Tensor, samples: int = CLIP_SAMPLES) -> Tensor:
 
 
 def load_clip(path: str | Path) -> Tensor:
-    """Read the first 10 s of an audio file as ``(441000,)`` float32; see :func:`read_audio` for
-    what is read and raised, :func:`fit_length` for shorter files."""
+    """The first 10 s of an audio file, (441000,) float32.
+
+    See `read_audio` for what is read and raised, `fit_length` for shorter files.
+    """
     return fit_length(read_audio(path, max_seconds=CLIP_SAMPLES / SAMPLE_RATE))
 
 

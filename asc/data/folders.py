@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from asc.data.scenes import Clip, ClipList, device_from_name
+from asc.data.clips import Clip, ClipList, device_from_name
 from asc.errors import UserError
 
 AUDIO_SUFFIXES = frozenset(
@@ -12,7 +12,7 @@ AUDIO_SUFFIXES = frozenset(
 
 
 def read_folders(root: Path, classes: Sequence[str] | None = None) -> ClipList:
-    """Read ``root/<class>/<audio files>``.
+    """Reads `root/<class>/<audio files>`.
 
     Hidden files and folders and files that are not audio (by suffix) are skipped; folders inside a
     class folder are not searched. The device is taken from names that follow TAU's pattern.
@@ -23,7 +23,7 @@ def read_folders(root: Path, classes: Sequence[str] | None = None) -> ClipList:
             folder names in alphabetical order (which for the ten TAU scenes is their own order).
 
     Raises:
-        UserError: no such folder, no class folders, a folder that is not one of ``classes``, a
+        UserError: no such folder, no class folders, a folder that is not one of `classes`, a
             class without audio.
     """
     if not root.is_dir():

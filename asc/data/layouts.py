@@ -7,21 +7,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from asc.data.clips import Clip, ClipList
 from asc.data.folders import read_folders
-from asc.data.scenes import SCENES, Clip, ClipList
 from asc.data.tau import SETUP_FOLDER, Split, read_tau
 from asc.errors import UserError
+from asc.task import SCENES
 
 EVALUATE_SHARE = 0.2
 
 
 def open_dataset(root: str | Path, split: Split, classes: Sequence[str] | None = None) -> ClipList:
-    """Open one split of a data set, whatever its layout.
+    """Opens one split of a data set, whatever its layout.
 
-    1. TAU: ``root/evaluation_setup/`` is there, see :func:`asc.data.read_tau`.
-    2. ``root/train/<class>/*.wav`` and ``root/evaluate/<class>/*.wav``; the classes are those of
-       ``train``.
-    3. ``root/<class>/*.wav``: of every class 20 % (at least one clip) is held out for
+    1. TAU: `root/evaluation_setup/` is there, see `asc.data.read_tau`.
+    2. `root/train/<class>/*.wav` and `root/evaluate/<class>/*.wav`; the classes are those of
+       `train`.
+    3. `root/<class>/*.wav`: of every class 20 % (at least one clip) is held out for
        evaluation. Which ones is decided by a hash of the file names, so it is the same on every
        machine; recordings of one place may end up on both sides.
 

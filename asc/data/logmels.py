@@ -14,25 +14,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from asc.compute import send
 from asc.data.audio import load_clip
-from asc.data.scenes import ClipList
-from asc.device import send
+from asc.data.clips import ClipList
 from asc.errors import UserError
-from asc.features import CLIP_SAMPLES, HOP, N_FFT, N_MELS, SAMPLE_RATE, LogMel
+from asc.features import LogMel
 from asc.files import atomic
 from asc.progress import tracked
+from asc.task import CLIP_SAMPLES, FRAMES, HOP, N_FFT, N_MELS, SAMPLE_RATE
 
-FRAMES = 1 + CLIP_SAMPLES // HOP
 # What the cached numbers depend on besides the audio; raise the first when the code changes them.
 _SETTINGS = (1, SAMPLE_RATE, CLIP_SAMPLES, N_MELS, N_FFT, HOP)
 
 
-class LogMels(Dataset[tuple[Tensor, int]]):
-    """Items ``(logmel, label)``: ``(1, 431, 256)`` float32 in dB, and the label, -1 if unknown.
+class LogMelDataset(Dataset[tuple[Tensor, int]]):
+    """Items (logmel, label): (1, 431, 256) float32 in dB, and the label, -1 if unknown.
 
-    Every clip is fitted to 10 s (:func:`asc.data.load_clip`), its log-mel computed once.
+    Every clip is fitted to 10 s (`asc.data.load_clip`), its log-mel computed once.
 
-    The cache is one float32 ``.npy`` file ``(clips, 431, 256)`` per clip list, 441 kB a clip, read
+    The cache is one float32 `.npy` file (clips, 431, 256) per clip list, 441 kB a clip, read
     through a memory map (float16 would round quiet bins by up to 0.03 dB). Its name holds a hash of
     the file names and one of their sizes, times and the feature settings: changed audio makes a
     new file, which replaces the old one. It is written under a temporary name and renamed when
@@ -49,7 +49,7 @@ class LogMels(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(
-        self, clips: ClipList, cache: Path | None, device: torch.device | str = "cpu"
+        self, clips: ClipList, cache: Path | None = None, device: torch.device | str = "cpu"
     ) -> None:
         self.clips = clips
         self._path: Path | None = None
@@ -90,7 +90,7 @@ class LogMels(Dataset[tuple[Tensor, int]]):
 
 
 def _compute(clips: ClipList, device: torch.device | str) -> Iterator[NDArray[np.float32]]:
-    """Log-mels ``(431, 256)`` one by one, under a progress bar."""
+    """Log-mels (431, 256) one by one, under a progress bar."""
     logmel = LogMel().to(device)
     for clip in tracked(clips.clips, "log-mels"):
         yield logmel(send(load_clip(clip.path), device))[0, 0].cpu().numpy()
@@ -113,7 +113,7 @@ def _cache_path(clips: ClipList, folder: Path) -> tuple[Path, list[Path]]:
 
 
 def _open(path: Path, clips: int) -> NDArray[np.float32]:
-    """Memory-map a cache; ValueError if it is not a complete cache of so many clips."""
+    """A cache, memory-mapped; ValueError if it is not a complete cache of so many clips."""
     logmels: NDArray[np.float32] = npy.open_memmap(path, mode="r")
     if logmels.shape != (clips, FRAMES, N_MELS) or logmels.dtype != np.float32:
         raise ValueError(f"{path}: not a log-mel cache of {clips} clips")

@@ -19,10 +19,9 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from asc.data.scenes import DEVICES, SCENES
 from asc.errors import UserError
-from asc.features import SAMPLE_RATE
 from asc.progress import tracked
+from asc.task import DEVICES, SAMPLE_RATE, SCENES
 
 Array = NDArray[np.float32]
 
@@ -110,7 +109,7 @@ TRAIN_DEVICES = ("b", "c", "s1", "s2", "s3")  # in turn; every other training cl
 def write_synthetic(
     root: Path, *, clips_per_scene: int = 12, seconds: float = 10.0, seed: int = 0
 ) -> None:
-    """Write a synthetic ten-scene, nine-device data set in the TAU layout.
+    """Writes a synthetic ten-scene, nine-device data set in the TAU layout.
 
     About 30 % of the clips are for evaluation; places do not cross the splits, and devices s4-s6
     occur in evaluation only. The same arguments give the same audio. Folders above root are made;
@@ -213,11 +212,13 @@ def _write_into(root: Path, clips_per_scene: int, samples: int, seed: int) -> No
 
 
 def synthesize(scene: str, device: str, key: tuple[int, int, int], samples: int) -> Array:
-    """One clip: ``(samples,)`` float32 in [-1, 1].
+    """One clip: (samples,) float32 in [-1, 1].
 
     Args:
-        scene: one of SCENES. device: one of DEVICES.
+        scene: one of SCENES.
+        device: one of DEVICES.
         key: (seed, place, segment); the place sets the clip's character, the segment its course.
+        samples: the clip's length.
     """
     place_rng = np.random.default_rng([1, *key[:2], SCENES.index(scene)])
     rng = np.random.default_rng([2, *key, SCENES.index(scene)])
@@ -257,7 +258,7 @@ def synthesize(scene: str, device: str, key: tuple[int, int, int], samples: int)
 
 
 def _record(rng: np.random.Generator, x: Array, device: str) -> Array:
-    """Play a clip into a device: frequency response, soft clipping, gain, noise."""
+    """Plays a clip into a device: frequency response, soft clipping, gain, noise."""
     spec = DEVICE_TABLE[device]
     taps = 1024
     octave = np.log2(np.maximum(np.fft.rfftfreq(taps, 1 / SAMPLE_RATE), 10) / 1000)
@@ -323,7 +324,7 @@ def _shaped_noise(rng: np.random.Generator, decibels: NDArray[np.float64], sampl
 
 
 def _smooth(rng: np.random.Generator, samples: int, rate: float) -> Array:
-    """Slow random course: unit normal knots, ``rate`` a second, joined by straight lines."""
+    """Slow random course: unit normal knots, `rate` a second, joined by straight lines."""
     knots = int(np.ceil(rate * samples / SAMPLE_RATE)) + 2
     position = np.arange(samples) * (rate / SAMPLE_RATE) + rng.random()
     return np.interp(position, np.arange(knots), rng.standard_normal(knots)).astype(np.float32)

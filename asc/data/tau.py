@@ -4,8 +4,9 @@ import csv
 from pathlib import Path
 from typing import Literal
 
-from asc.data.scenes import SCENES, Clip, ClipList, device_from_name
+from asc.data.clips import Clip, ClipList, device_from_name
 from asc.errors import UserError
+from asc.task import SCENES
 
 Split = Literal["train", "evaluate", "test"]
 
@@ -13,12 +14,12 @@ SETUP_FOLDER = "evaluation_setup"
 
 
 def read_tau(root: Path, split: Split) -> ClipList:
-    """Read one split of a data set in TAU layout.
+    """Reads one split of a data set in TAU layout.
 
-    Files, tab separated with a header: ``evaluation_setup/fold1_{train,evaluate}.csv`` (filename,
-    scene_label), ``fold1_test.csv`` (filename), ``meta.csv`` (filename, scene_label, identifier,
+    Files, tab separated with a header: `evaluation_setup/fold1_{train,evaluate}.csv` (filename,
+    scene_label), `fold1_test.csv` (filename), `meta.csv` (filename, scene_label, identifier,
     source_label). File names are relative to root. The device is meta's source_label; clips that
-    meta does not list, or sets without meta.csv, fall back to the ``-device`` ending of the name.
+    meta does not list, or sets without meta.csv, fall back to the `-device` ending of the name.
 
     Clips of the test split have label None: its list carries no labels.
 

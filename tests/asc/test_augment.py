@@ -1,9 +1,14 @@
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from asc.augment import apply_stripes, draw_stripes, mixup
+from asc.losses import focal_loss, soft_cross_entropy
+
+FakeGpu = Callable[..., Any]  # the fixture of conftest
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -175,3 +180,16 @@ def test_mixup_errors() -> None:
         mixup(x, torch.eye(3), 0.2)
     with pytest.raises(TypeError, match="one-hot"):
         mixup(x, torch.eye(2).long(), 0.2)
+
+
+def test_augmentation_stays_on_the_gpu(fake_gpu: FakeGpu) -> None:
+    with fake_gpu() as gpu:
+        stripes = draw_stripes(4, 32, 256, device=gpu.device)
+        assert stripes.device == gpu.device
+        assert apply_stripes(gpu.empty(4, 1, 32, 256), stripes).device == gpu.device
+        mixed, targets = mixup(gpu.empty(4, 1, 32, 256), gpu.empty(4, 3), 0.2)
+        assert mixed.device == targets.device == gpu.device
+        assert mixed.dtype == targets.dtype == torch.float32
+        for loss in (soft_cross_entropy, focal_loss):
+            assert loss(gpu.empty(4, 3), targets).device == gpu.device
+    assert len(gpu.seen) == 2 and not gpu.waits()  # stripes and permutation

@@ -10,9 +10,10 @@ from torch import Tensor
 
 import fastsep
 from asc import checkpoint
+from asc.augment import SpecAugment
 from asc.checkpoint import load_model, load_trainable, save_folded
 from asc.errors import UserError
-from asc.model import Cnn6Sep, MelAffine, SpecAugment
+from asc.model import Cnn6Sep, MelAffine
 
 UPSTREAM = Path(__file__).parents[2].parent / "shared" / "upstream"
 needs_upstream = pytest.mark.skipif(not UPSTREAM.is_dir(), reason="no released weights here")

@@ -1,12 +1,18 @@
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
 
 from asc.data.audio import load_clip
-from asc.features import CLIP_SAMPLES, HOP, N_FFT, N_MELS, SAMPLE_RATE, LogMel
+from asc.features import LogMel
+from asc.task import CLIP_SAMPLES, HOP, N_FFT, N_MELS, SAMPLE_RATE
+
+FakeGpu = Callable[..., Any]  # the fixture of conftest
 
 SHARED = Path(__file__).parents[2].parent / "shared"
 
@@ -109,3 +115,16 @@ def test_golden_features(recording: str) -> None:
     expected = np.load(golden)[f"{recording}/logmel"]
     logmel = LogMel()(load_clip(SHARED / "audio" / f"{recording}.wav"))
     assert np.abs(logmel[0, 0].numpy() - expected).max() < 0.05
+
+
+def test_features_stay_on_the_gpu(monkeypatch: pytest.MonkeyPatch, fake_gpu: FakeGpu) -> None:
+    extract = LogMel()
+    with fake_gpu() as gpu:
+        extract.to(gpu.device)
+        gpu.seen.clear()
+        with pytest.raises(DataDependentOutputException):  # the check of the samples: the one wait
+            extract(gpu.empty(2, 44_100))
+        monkeypatch.setattr(FakeTensor, "__bool__", lambda self: True)
+        logmel = extract(gpu.empty(2, 44_100))
+    assert logmel.device == gpu.device and logmel.shape == (2, 1, 44, 256)
+    assert not gpu.seen

@@ -1,21 +1,19 @@
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fastsep
-from asc.augment import apply_stripes
-from asc.model import Cnn6, Cnn6Sep, SpecAugment, parameter_table
+from asc.augment import SpecAugment, apply_stripes, mixup
+from asc.losses import focal_loss
+from asc.model import Cnn6, Cnn6Sep
+from fastsep.eager import to_eager
+from fastsep.modules import GlobalPool
 
-# The report's table, from the layers' shapes: (layer, output, values at test time, in training).
-TABLE = [
-    ("BN-mel", (1, 431, 256), 2 * 256, 4 * 256),
-    ("block 1, 1 -> 64", (64, 215, 128), (1 + 6 + 1) * 64, (1 + 6 + 4) * 64),
-    ("block 2, 64 -> 128", (128, 107, 64), (64 + 6 + 1) * 128, (64 + 6 + 4) * 128),
-    ("block 3, 128 -> 128", (128, 53, 32), (128 + 6 + 1) * 128, (128 + 6 + 4) * 128),
-    ("block 4, 128 -> 128", (128, 26, 16), (128 + 6 + 1) * 128, (128 + 6 + 4) * 128),
-    ("global pooling", (128,), 0, 0),
-    ("MLP 128 -> 128 -> 10", (10,), 129 * 128 + 129 * 10, 129 * 128 + 129 * 10),
-]
+FakeGpu = Callable[..., Any]  # the fixture of conftest
+BACKENDS = ("reference", "triton")
 
 
 def logmels(n: int, frames: int = 32, seed: int = 0) -> Tensor:
@@ -38,15 +36,6 @@ def trained(model: nn.Module) -> nn.Module:
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
     assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
-
-
-@pytest.mark.parametrize("fold", [False, True])
-def test_parameter_table_is_the_reports(fold: bool) -> None:
-    model = Cnn6Sep()
-    rows = parameter_table(model.folded() if fold else model)
-    assert [(r.layer, r.shape, r.test_time, r.training_time) for r in rows] == TABLE
-    assert sum(row.test_time for row in rows) == 62_474
-    assert sum(row.training_time for row in rows) == 64_330
 
 
 def test_folded_network_has_as_many_parameters_and_nothing_else() -> None:
@@ -169,7 +158,7 @@ def test_dropout_only_in_training() -> None:
 
 
 def test_what_is_done_to_the_linear_layers_shows() -> None:
-    """In eval mode the tail is one operator, unless a layer was hooked or replaced."""
+    """In eval mode the head is one operator, unless a layer was hooked or replaced."""
     model = Cnn6Sep().eval()
     x = logmels(2).float()
     with torch.inference_mode():
@@ -188,3 +177,45 @@ def test_what_is_done_to_the_linear_layers_shows() -> None:
 def test_num_classes_must_be_positive() -> None:
     with pytest.raises(ValueError, match="num_classes"):
         Cnn6Sep(0)
+
+
+def test_in_pytorchs_layers_it_computes_the_same() -> None:
+    torch.manual_seed(0)
+    model = Cnn6Sep().double().folded()
+    x = torch.randn(2, 1, 33, 256, dtype=torch.float64)
+    stripes = SpecAugment(8, 64).draw(2, 33, 256)
+    eager = to_eager(model)
+    assert not any(
+        isinstance(m, (fastsep.SepConvStack, fastsep.SepConvBlock, GlobalPool))
+        for m in eager.modules()
+    )
+    for masks in (None, stripes):
+        torch.testing.assert_close(eager(x, masks), model(x, masks), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("make", [Cnn6Sep, Cnn6, lambda: Cnn6Sep().folded()])
+def test_networks_stay_on_the_gpu(
+    make: Callable[[], Cnn6Sep], train: bool, backend: str, fake_gpu: FakeGpu
+) -> None:
+    model = make().train(train)
+    with fake_gpu(backend) as gpu:
+        model.to(gpu.device)
+        stripes = SpecAugment().draw(4, 32, 256, device=gpu.device)
+        gpu.seen.clear()
+        for masks in (None, stripes):
+            assert model(gpu.empty(4, 1, 32, 256), masks).device == gpu.device
+    assert not gpu.seen
+
+
+def test_autograd_stays_on_the_device() -> None:
+    """On "meta", tensors without numbers: the fake GPU has no autograd."""
+    model = Cnn6Sep(3).to("meta")
+    logmel, targets = torch.empty(4, 1, 32, 256, device="meta"), torch.empty(4, 3, device="meta")
+    logmel, targets = mixup(logmel, targets, 0.2)
+    stripes = SpecAugment().draw(4, 32, 256, device="meta")
+    with fastsep.use_backend("reference"):
+        focal_loss(model(logmel, stripes), targets).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.is_meta, name

@@ -6,24 +6,35 @@
               inference: bfloat16 inputs of the 1x1 convolutions, where the machine has kernels
 
 Log-mels, losses, softmax and scores are in float32 or better under each of them.
+
+PyTorch is imported only where it is used: the command line takes its choices from here, and its
+help should not have to wait.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, TypeAlias
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from asc.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
+
+DeviceName: TypeAlias = Literal["cpu", "cuda"]
+DeviceChoice: TypeAlias = Literal["auto", "cpu", "cuda"]
 Precision: TypeAlias = Literal["float32", "tf32", "bf16"]
 
 
-def pick_device(
-    name: Literal["auto", "cpu", "cuda"], precision: Precision = "float32"
-) -> Literal["cpu", "cuda"]:
-    """The device meant. UserError when there is no GPU to use, or none for the precision."""
+def pick_device(name: DeviceChoice, precision: Precision = "float32") -> DeviceName:
+    """The device meant by a name; "auto" is a GPU if there is one.
+
+    Raises:
+        UserError: there is no GPU to use, or none for the precision.
+    """
+    import torch
+
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise UserError("device 'cuda': PyTorch sees no CUDA device here; choose cpu")
@@ -34,8 +45,10 @@ def pick_device(
     return "cpu"
 
 
-def send(tensor: Tensor, device: torch.device | str) -> Tensor:
+def send(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """The tensor on a device; copies to a GPU go through pinned memory and are not waited for."""
+    import torch
+
     if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
@@ -44,6 +57,8 @@ def send(tensor: Tensor, device: torch.device | str) -> Tensor:
 @contextmanager
 def float32_products(precision: Precision) -> Iterator[None]:
     """Inside, PyTorch's switch for float32 matrix products allows TF32 if `precision` is tf32."""
+    import torch
+
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     try:

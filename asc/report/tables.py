@@ -1,30 +1,28 @@
-"""Scores as tables for people and as JSON for programs."""
+"""Scores, predictions and parameter counts as tables."""
 
-import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
-from asc.files import atomic
+from asc.complexity import LayerRow, Size
 from asc.metrics import Scores
-from asc.model import LayerRow
+from asc.prediction import Prediction
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file, all or nothing. Raises OSError; ValueError for NaN or infinity."""
-    text = json.dumps(content, indent=2, allow_nan=False)
-    with atomic(path) as file:
-        file.write(f"{text}\n".encode())
+def system_name(masks: int) -> str:
+    """What a table calls a network under so many masks a clip."""
+    return f"{masks} TTA" if masks else "no TTA"
 
 
-def score_tables(systems: Mapping[str, Scores]) -> Iterator[Table]:
-    """Overall, class-wise and device-wise tables, one group of columns per named system."""
-    names = list(systems)
-    scores = list(systems.values())
+def score_tables(scores_by_masks: Mapping[int, Scores]) -> Iterator[Table]:
+    """Overall, class-wise and device-wise tables, one group of columns per number of masks."""
+    names = [system_name(masks) for masks in scores_by_masks]
+    scores = list(scores_by_masks.values())
 
     overall = _table("Overall", ["", *names])
     for label, values in (
@@ -67,7 +65,21 @@ def score_tables(systems: Mapping[str, Scores]) -> Iterator[Table]:
     yield by_device
 
 
-def parameter_report(rows: Sequence[LayerRow]) -> Table:
+def prediction_table(paths: Iterable[Path], predictions: Iterable[Prediction]) -> Table:
+    """The label of each file and how probable it is."""
+    table = Table(Column("file", overflow="fold"), "label", "probability")
+    for path, found in zip(paths, predictions, strict=True):
+        probability = _percent(found.probabilities[found.label])
+        table.add_row(Text(printable(path)), Text(found.label), probability)
+    return table
+
+
+def printable(path: Path) -> str:
+    """A file's name, with marks in place of bytes that are no text."""
+    return os.fsencode(path).decode(errors="replace")
+
+
+def complexity_table(rows: Sequence[LayerRow]) -> Table:
     """The network's layers with output shapes and parameter counts, and their sums."""
     table = _table("", ["layer", "output C x T x F", "at test time", "at training time"])
     for row in rows:
@@ -77,6 +89,13 @@ def parameter_report(rows: Sequence[LayerRow]) -> Table:
     totals = (sum(row.test_time for row in rows), sum(row.training_time for row in rows))
     table.add_row("total", "", *map(_count, totals))
     return table
+
+
+def size_lines(size: Size) -> Iterator[str]:
+    """Parameters and bytes; a KB is both 1000 and 1024 of them in the challenge's documents."""
+    yield f"parameters at test time: {size.parameters}, of them not zero as float16: {size.nonzero}"
+    n = size.num_bytes
+    yield f"size as float16: {n} B = {n / 1000:.2f} KB of 1000 B = {n / 1024:.2f} KB of 1024 B"
 
 
 def print_tables(console: Console, tables: Iterable[Table]) -> None:

@@ -1,23 +1,9 @@
-"""What a clip is, and the scenes and devices of TAU Urban Acoustic Scenes 2020 Mobile."""
+"""What a clip is, and a list of them."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-SCENES = (
-    "airport",
-    "bus",
-    "metro",
-    "metro_station",
-    "park",
-    "public_square",
-    "shopping_mall",
-    "street_pedestrian",
-    "street_traffic",
-    "tram",
-)
-DEVICES = ("a", "b", "c", "s1", "s2", "s3", "s4", "s5", "s6")
 
 # scene-city-location-segment-device; evaluation sets have devices beyond those of DEVICES.
 _TAU_NAME = re.compile(r"[^-]+-[^-]+-[^-]+-[^-]+-([a-z]|s\d+)")
@@ -57,6 +43,11 @@ class ClipList:
     def devices(self) -> tuple[str | None, ...]:
         """Every clip's device, in order."""
         return tuple(clip.device for clip in self.clips)
+
+
+def unlabelled(paths: Sequence[Path]) -> ClipList:
+    """Audio files of which nobody has said what they are."""
+    return ClipList((), tuple(Clip(path, None, device_from_name(path)) for path in paths))
 
 
 def device_from_name(path: Path) -> str | None:

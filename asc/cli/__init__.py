@@ -1,0 +1,1 @@
+"""The `asc` command: a file a subcommand, which parses, calls and prints."""

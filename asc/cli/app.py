@@ -1,0 +1,68 @@
+"""The command line as a whole. Bad input: one line on stderr, exit code 2."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from asc.cli import demo, evaluate, info, predict, synth, train
+from asc.errors import UserError
+
+app = typer.Typer(
+    help="Acoustic scene classification with separable convolutions (DCASE 2021 Task 1A).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for module in (demo, synth, train, evaluate, predict, info):
+    app.command(module.__name__.rpartition(".")[2])(module.command)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line (sys.argv's without one) and returns its exit code."""
+    try:
+        _check_environment()
+        return app(args=argv, prog_name="asc", standalone_mode=False) or 0
+    except typer.TyperException as error:  # the command line itself
+        return _failed(error.format_message())
+    except UserError as error:
+        return _failed(str(error))
+    except OSError as error:
+        named = error.filename is not None and error.strerror
+        return _failed(f"{error.filename}: {error.strerror}" if named else str(error))
+
+
+def _check_environment() -> None:
+    """UserError for a backend or an instruction set that is asked for but cannot run."""
+    if os.environ.get("FASTSEP_BACKEND") or os.environ.get("FASTSEP_CPU_ISA"):
+        try:
+            import fastsep  # noqa: F401  (reads them)
+        except (ValueError, RuntimeError) as error:
+            raise UserError(str(error).splitlines()[0]) from error
+
+
+def _failed(message: str) -> int:
+    if message:  # empty where the help was shown instead
+        print("asc:", " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import torch
+
+        import fastsep
+
+        print(f"asc {fastsep.__version__} (PyTorch {torch.__version__})")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say it and exit.")
+    ] = False,
+) -> None:
+    pass

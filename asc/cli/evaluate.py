@@ -1,0 +1,65 @@
+"""`asc evaluate`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from asc.cli.options import Cache, Data, Device, Inference, Masks, Seed, Weights
+
+
+def command(
+    weights: Weights,
+    data: Data,
+    tta: Masks = 0,
+    seed: Seed = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the scores to a file too.")
+    ] = None,
+    split: Annotated[
+        Literal["evaluate", "train"], typer.Option(help="Of the data set.")
+    ] = "evaluate",
+    eps: Annotated[
+        float | None,
+        typer.Option(
+            help="In 1 / sqrt(var + eps) when batch norm is folded, instead of its own 1e-5; "
+            "0 reproduces the numbers published for the report's weights.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Device = "auto",
+    precision: Inference = "float32",
+    cache: Cache = None,
+) -> None:
+    """Scores a network on a data set: overall, by class and by device."""
+    from rich.console import Console
+
+    from asc.checkpoint import load_model
+    from asc.compute import pick_device
+    from asc.data import LogMelDataset, open_dataset
+    from asc.errors import UserError
+    from asc.files import write_json
+    from asc.prediction import score_clips
+    from asc.report.tables import print_tables, score_tables
+
+    target = pick_device(device, precision)
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise UserError(f"{json_file}: its folder does not exist")
+    model = load_model(weights, eps=eps)
+    clips = open_dataset(data, split, model.classes)
+    logmels = LogMelDataset(clips, cache, target)
+    scores = score_clips(
+        model, logmels, clips, tta=tta, seed=seed, device=target, precision=precision
+    )
+    if json_file is not None:
+        content = {
+            "weights": str(weights),
+            "data": str(data),
+            "split": split,
+            "seed": seed,
+            "eps": eps,
+            "precision": precision,
+            "results": [{"tta": masks, **s.to_dict()} for masks, s in scores.items()],
+        }
+        write_json(json_file, content)
+    print_tables(Console(), score_tables(scores))

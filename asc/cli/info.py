@@ -1,0 +1,19 @@
+"""`asc info`."""
+
+from asc.cli.options import Weights
+
+
+def command(weights: Weights) -> None:
+    """Prints a network's layers, parameters and size, counted from the network itself."""
+    from rich.console import Console
+
+    from asc.checkpoint import load_model
+    from asc.complexity import parameter_table, size
+    from asc.report.tables import complexity_table, size_lines
+
+    model = load_model(weights)
+    console = Console()
+    console.print(complexity_table(parameter_table(model)))
+    for line in size_lines(size(model)):
+        console.print(line)
+    console.print("classes:", ", ".join(model.classes), markup=False)

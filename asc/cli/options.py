@@ -1,0 +1,70 @@
+"""What the commands share: arguments, options, and the options that settings make."""
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from asc.compute import DeviceChoice, Precision
+from asc.settings import Option, options
+from asc.training.settings import MAX_SEED, Settings
+
+Weights = Annotated[
+    Path, typer.Argument(help="A training checkpoint, folded weights, or an SP4ASC checkpoint.")
+]
+Data = Annotated[
+    Path, typer.Argument(help="A data set: TAU layout, or one folder of audio files per class.")
+]
+Masks = Annotated[
+    int, typer.Option("--tta", min=0, help="Masks per clip to average over; 0: no augmentation.")
+]
+Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of everything random.")]
+Device = Annotated[
+    DeviceChoice, typer.Option(help="Where to compute; auto: on the GPU if there is one.")
+]
+Inference = Annotated[
+    Precision,
+    typer.Option(
+        "--precision",
+        help="Of the network's products. tf32: on GPUs; bf16: where there are kernels for it.",
+    ),
+]
+Cache = Annotated[
+    Path | None, typer.Option(help="Folder that keeps the log-mels for the next time.")
+]
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Puts an option for each setting in the place of a command's parameter `given`.
+
+    The command gets them as one dictionary; a setting that was not asked for is None in it.
+    """
+    parameters = inspect.signature(command).parameters
+    made = [_parameter(option) for option in options(Settings)]
+
+    @wraps(command)
+    def run(**arguments: Any) -> None:
+        given = {parameter.name: arguments.pop(parameter.name) for parameter in made}
+        command(given=given, **arguments)
+
+    at = list(parameters).index("given")
+    shown = list(parameters.values())
+    shown[at : at + 1] = made
+    run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]  # typer reads it
+    return run
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    about, kind = option.about, option.kind
+    described = typer.Option(
+        min=about.at_least, max=about.at_most, show_default=option.default, help=about.help
+    )
+    return inspect.Parameter(
+        option.name,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        default=None,
+        annotation=Annotated[kind | None, described],
+    )

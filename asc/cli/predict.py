@@ -1,0 +1,48 @@
+"""`asc predict`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asc.cli.options import Device, Inference, Masks, Seed, Weights
+
+
+def command(
+    weights: Weights,
+    audio: Annotated[list[Path], typer.Argument(help="Audio files.")],
+    tta: Masks = 0,
+    seed: Seed = 0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line instead of a table.")
+    ] = False,
+    device: Device = "auto",
+    precision: Inference = "float32",
+) -> None:
+    """Names the scene of audio files.
+
+    Of each file the first 10 s count; shorter ones are repeated. Nothing is printed unless all
+    files can be read. JSON: file, label, probabilities by class, and logits in the order of the
+    classes. With --tta probabilities are averages over the masks and label is their largest;
+    logits are always those of the unmasked clip.
+    """
+    import json
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from asc.checkpoint import load_model
+    from asc.compute import pick_device
+    from asc.data import LogMelDataset, unlabelled
+    from asc.prediction import predict
+    from asc.report.tables import prediction_table, printable
+
+    target = pick_device(device, precision)
+    model = load_model(weights)
+    logmels = LogMelDataset(unlabelled(audio), device=target)
+    found = predict(model, logmels, tta=tta, seed=seed, device=target, precision=precision)
+    if not as_json:
+        Console().print(prediction_table(audio, found))
+        return
+    for path, prediction in zip(audio, found, strict=True):
+        print(json.dumps({"file": printable(path), **asdict(prediction)}))

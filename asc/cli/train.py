@@ -1,0 +1,40 @@
+"""`asc train`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from asc.cli.options import Cache, Data, Device, with_settings
+
+
+@with_settings
+def command(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for the run, new or empty.")],
+    given: dict[str, Any],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, with its settings.")
+    ] = False,
+    device: Device = "auto",
+    cache: Cache = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load data.")] = 0,
+) -> None:
+    """Trains a network.
+
+    Leaves best.ckpt, last.ckpt, folded.pt (float16, for inference), config.json and TensorBoard
+    logs in --out.
+    """
+    from asc.compute import pick_device
+    from asc.training.run import fit_data
+    from asc.training.settings import Settings, resumed_settings
+
+    settings = resumed_settings(out, given) if resume else Settings().override(given)
+    target = pick_device(device, settings.precision)
+    try:
+        fit_data(data, settings, out, device=target, cache=cache, workers=workers, resume=resume)
+    except KeyboardInterrupt:
+        print(f"asc: interrupted; --resume goes on with the run in {out}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print(f"{out / 'folded.pt'}: weights for inference")

@@ -1,0 +1,262 @@
+"""Logits, probabilities and scores of clips, with or without test-time augmentation (TTA)."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from asc.augment import SpecAugment
+from asc.compute import Precision, float32_products, send
+from asc.errors import UserError
+from asc.metrics import Scores, score
+from asc.model import WIDTHS, Cnn6, Cnn6Sep
+from asc.progress import tracked
+from asc.seeds import mixed_seed
+from asc.task import N_MELS
+from fastsep import SepConvStack
+
+if TYPE_CHECKING:  # readers of audio, which nothing here needs
+    from asc.data import ClipList
+
+Network: TypeAlias = Cnn6Sep | Cnn6
+
+MAX_BATCH_BYTES = 2**30
+# Maps of block 1's size that the slowest way to compute it (fastsep's plain-PyTorch reference)
+# holds at once; the fused kernels need far less.
+_MAPS_ALIVE = 6
+
+
+class LogMelItems(Protocol):
+    """Items (logmel (1, T, 256) float32, label), all of one T, as of `asc.data.LogMelDataset`."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A clip's class: probabilities by class, `label` the largest; logits of the unmasked clip."""
+
+    label: str
+    probabilities: dict[str, float]
+    logits: list[float]
+
+
+@torch.inference_mode()
+def probabilities(
+    model: Network,
+    items: LogMelItems,
+    *,
+    tta: int = 0,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    precision: Precision = "float32",
+    max_batch_bytes: int = MAX_BATCH_BYTES,
+) -> Tensor:
+    """Class probabilities of every item.
+
+    With tta = K > 0 a clip's probabilities are the mean of the softmax outputs under K masks drawn
+    from `model.specaugment`; its unmasked self is not among them. The masks of a clip depend on
+    seed and the clip's index, and on nothing else.
+
+    Args:
+        model: in eval mode, best folded; left as it is.
+        items: the clips' log-mels; labels are not looked at.
+        tta: masks per clip; 0 for one unmasked pass.
+        seed: of the masks, not negative.
+        device: where to compute; None: where the model is.
+        precision: of the network, see `asc.compute`.
+        max_batch_bytes: bound on the memory a batch takes: so many clips, or masks of a clip, go
+            through the network at once as need six feature maps of block 1 (28 MB each in 10 s).
+
+    Returns:
+        (N, classes) float64 on the CPU.
+
+    Raises:
+        ValueError: a model in train mode, arguments out of range.
+        UserError: a clip whose outputs are not finite.
+
+    Source: DCASE 2021 Task 1A report of Puy, Jain and Bursuc, section 3.
+    """
+    if tta < 0 or seed < 0:
+        raise ValueError(f"tta and seed must not be negative, got {tta} and {seed}")
+    if tta == 0:
+        logits = clip_logits(
+            model, items, device=device, precision=precision, max_batch_bytes=max_batch_bytes
+        )
+        return logits.softmax(dim=1)
+    with _computing(model, device, precision) as (network, where):
+        results = _results(model, items, where)
+        for index in tracked(range(len(items)), f"evaluation, {tta} masks a clip"):
+            logmel = send(items[index][0][None], where)
+            frames, bins = logmel.shape[2:]
+            stripes = draw_masks(model.specaugment, tta, frames, bins, seed, index)
+            logits = masked_logits(network, logmel, stripes, max_batch_bytes=max_batch_bytes)
+            mean = logits.softmax(dim=1).mean(dim=0)
+            results[index] = mean.where(logits.isfinite().all(), torch.nan)
+    return _checked(results)
+
+
+@torch.inference_mode()
+def clip_logits(
+    model: Network,
+    items: LogMelItems,
+    *,
+    device: torch.device | str | None = None,
+    precision: Precision = "float32",
+    max_batch_bytes: int = MAX_BATCH_BYTES,
+) -> Tensor:
+    """Logits of every item, unmasked.
+
+    Args, Raises: as `probabilities`.
+
+    Returns:
+        (N, classes) float64 on the CPU.
+    """
+    size = batch_size(items[0][0].shape[1], max_batch_bytes) if len(items) else 1
+    with _computing(model, device, precision) as (network, where):
+        logits = _results(model, items, where)
+        for start in tracked(range(0, len(items), size), "evaluation"):
+            stop = min(start + size, len(items))
+            batch = torch.stack([items[index][0] for index in range(start, stop)])
+            logits[start:stop] = network(send(batch, where))
+    return _checked(logits)
+
+
+@torch.inference_mode()
+def masked_logits(
+    model: Network,
+    logmel: Tensor,
+    stripes: Tensor,
+    *,
+    max_batch_bytes: int = MAX_BATCH_BYTES,
+) -> Tensor:
+    """Logits of one clip under each of K masks.
+
+    The K copies are one tensor with stride 0; the mask is applied as the first block loads it.
+
+    Args:
+        model: in eval mode, on the log-mel's device.
+        logmel: (1, 1, T, 256).
+        stripes: integers (K, S, 3), see `asc.augment.draw_stripes`.
+
+    Returns:
+        (K, classes) float64, on the log-mel's device.
+    """
+    chunks = send(stripes, logmel.device).split(batch_size(logmel.shape[2], max_batch_bytes))
+    logits = [model(logmel.expand(len(chunk), -1, -1, -1), chunk) for chunk in chunks]
+    return torch.cat(logits).double()
+
+
+def predict(
+    model: Network,
+    items: LogMelItems,
+    *,
+    tta: int = 0,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    precision: Precision = "float32",
+) -> list[Prediction]:
+    """The class of every item, under its name; arguments and errors as of `probabilities`."""
+    logits = clip_logits(model, items, device=device, precision=precision)
+    p = logits.softmax(dim=1)
+    if tta:
+        p = probabilities(model, items, tta=tta, seed=seed, device=device, precision=precision)
+    return [
+        Prediction(
+            label=model.classes[row.index(max(row))],
+            probabilities=dict(zip(model.classes, row, strict=True)),
+            logits=outputs,
+        )
+        for row, outputs in zip(p.tolist(), logits.tolist(), strict=True)
+    ]
+
+
+def score_clips(
+    model: Network,
+    items: LogMelItems,
+    clips: "ClipList",
+    *,
+    tta: int = 0,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    precision: Precision = "float32",
+) -> dict[int, Scores]:
+    """Scores of a network on a data set, by number of masks: without, and with tta if not 0.
+
+    Args:
+        items: log-mels of the clips.
+        clips: with all their labels, which count the model's classes.
+        model, tta, seed, device, precision: as of `probabilities`.
+
+    Raises:
+        ValueError, UserError: as `probabilities` and `asc.metrics.score`.
+    """
+    labels = [label for label in clips.labels if label is not None]
+    systems = {}
+    for masks in (0, tta) if tta else (0,):
+        p = probabilities(model, items, tta=masks, seed=seed, device=device, precision=precision)
+        systems[masks] = score(p, labels, model.classes, clips.devices)
+    return systems
+
+
+def draw_masks(
+    specaugment: SpecAugment, tta: int, num_frames: int, num_bins: int, seed: int, index: int
+) -> Tensor:
+    """The TTA masks (tta, S, 3) of clip number `index`, reproducible in (seed, index)."""
+    generator = torch.Generator().manual_seed(mixed_seed(seed, index))
+    return specaugment.draw(tta, num_frames, num_bins, generator)
+
+
+def batch_size(num_frames: int, max_batch_bytes: int) -> int:
+    """How many inputs of so many frames fit a batch, at least 1."""
+    largest_map = 4 * WIDTHS[0] * num_frames * N_MELS  # bytes of block 1 before pooling
+    return max(1, max_batch_bytes // (_MAPS_ALIVE * largest_map))
+
+
+@contextmanager
+def _computing(
+    model: Network, device: torch.device | str | None, precision: Precision
+) -> Iterator[tuple[Network, torch.device]]:
+    """The model as it is to compute, and where; PyTorch's switch is set meanwhile."""
+    if model.training:
+        raise ValueError("the model is in train mode: call model.eval(), or model.folded()")
+    own = next(model.parameters()).device
+    where = own if device is None else torch.empty(0, device=device).device  # "cuda" has no number
+    with float32_products(precision):
+        yield _adapted(model, where, precision), where
+
+
+def _adapted(model: Network, device: torch.device, precision: Precision) -> Network:
+    """The model on a device and of a precision; itself if it is so already, else a copy.
+
+    The copy has its own parameters only if they had to move: the caller, or another thread that
+    computes with the model, sees nothing of either.
+    """
+    if any(t.device != device for t in (*model.parameters(), *model.buffers())):
+        model = copy.deepcopy(model).to(device)
+    blocks, compute = model.blocks, "bf16" if precision == "bf16" else None
+    if isinstance(blocks, SepConvStack) and blocks.compute != compute:
+        model, blocks = copy.copy(model), copy.copy(blocks)
+        model._modules = model._modules | {"blocks": blocks}
+        blocks.compute = compute
+    return model
+
+
+def _results(model: Network, items: LogMelItems, device: torch.device) -> Tensor:
+    """Room for a row a clip: on the device, so that nothing waits for it before the end."""
+    return torch.empty(len(items), len(model.classes), dtype=torch.float64, device=device)
+
+
+def _checked(results: Tensor) -> Tensor:
+    """The results on the CPU; UserError if a row is not finite."""
+    results = results.cpu()
+    bad = (~results.isfinite().all(dim=1)).nonzero()
+    if len(bad):
+        number = int(bad[0])
+        raise UserError(f"clip {number}, counted from 0: the network's outputs are not finite")
+    return results

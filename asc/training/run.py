@@ -1,0 +1,237 @@
+"""Training on Lightning: one run, one folder.
+
+    RUN/config.json     all settings, the data and the versions of the software
+    RUN/last.ckpt       state after the last complete epoch, to resume from
+    RUN/best.ckpt       state of the epoch with the lowest validation log loss
+    RUN/folded.pt       best.ckpt folded, float16; written when training is over
+    RUN/tensorboard/    losses, scores and learning rate (`tensorboard --logdir RUN`)
+
+Everything random follows from the seed and the number of the epoch or step, so on one machine a run
+that was interrupted and resumed ends with the same weights as one that was not.
+"""
+
+import json
+import logging
+import platform
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+import fastsep
+from asc import checkpoint
+from asc.compute import DeviceName, float32_products
+from asc.data import LogMelDataset, open_dataset
+from asc.errors import UserError
+from asc.files import write_json
+from asc.prediction import MAX_BATCH_BYTES, batch_size
+from asc.seeds import mixed_seed
+from asc.training.callbacks import AtomicCheckpointIO, KeepBestAndLast, Progress
+from asc.training.module import LOOK_EVERY, Diverged, SceneClassifier
+from asc.training.settings import Settings, read_settings
+
+
+class EpochShuffle(Sampler[int]):
+    """A permutation that follows from the seed and the epoch's number; Lightning sets the epoch."""
+
+    def __init__(self, size: int, seed: int, epoch: int) -> None:
+        self.size, self.seed, self.epoch = size, seed, epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch))
+        yield from torch.randperm(self.size, generator=generator).tolist()
+
+    def __len__(self) -> int:
+        return self.size
+
+
+def check_new_run(out: Path) -> None:
+    """UserError unless a run can start in this folder: new, or empty."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file, expected a folder for the run")
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out}: is not empty; choose a new folder, or resume the run in it")
+
+
+def check_batch(clips: int, settings: Settings) -> None:
+    """UserError unless there are enough clips for one batch (the last, partial one is dropped)."""
+    if clips < settings.preset.batch_size:
+        raise UserError(
+            f"{clips} training clips do not fill one batch of {settings.preset.batch_size}: "
+            "choose a smaller batch size"
+        )
+
+
+def fit_data(
+    data: Path,
+    settings: Settings,
+    out: Path,
+    *,
+    device: DeviceName = "cpu",
+    cache: Path | None = None,
+    workers: int = 0,
+    resume: bool = False,
+) -> None:
+    """`fit` on a data set folder; log-mels are computed only when all else is in order.
+
+    Args:
+        data: the data set, see `asc.data.open_dataset`.
+        cache: folder that keeps the log-mels; None: memory.
+        settings, out, device, workers, resume: as for `fit`.
+
+    Raises:
+        UserError, OSError, KeyboardInterrupt: as `fit`, and what the data set's readers raise.
+    """
+    if not resume:
+        check_new_run(out)
+    clips, validation = (open_dataset(data, split) for split in ("train", "evaluate"))
+    check_batch(len(clips), settings)
+    datasets = LogMelDataset(clips, cache, device), LogMelDataset(validation, cache, device)
+    notes = {"data": str(data.absolute()), "cache": cache and str(cache.absolute())}
+    fit(*datasets, clips.classes, settings, out, device=device, workers=workers, resume=resume,
+        notes=notes)  # fmt: skip
+
+
+def fit(
+    train: Dataset[tuple[Tensor, int]],
+    validation: Dataset[tuple[Tensor, int]],
+    classes: Sequence[str],
+    settings: Settings,
+    out: Path,
+    *,
+    device: DeviceName = "cpu",
+    workers: int = 0,
+    resume: bool = False,
+    notes: dict[str, Any] | None = None,
+) -> None:
+    """Trains `Cnn6Sep` in a run folder (see the top of this file).
+
+    Args:
+        train, validation: items (logmel (1, T, 256) float32, label).
+        classes: names of the labels.
+        settings: preset, seed and precision; to resume, those of the run (`read_settings`).
+        out: the run's folder; new or empty, unless resuming.
+        device: "cpu" or "cuda".
+        workers: processes that load data.
+        resume: go on after last.ckpt; starts over when no epoch was completed.
+        notes: more to write into config.json, such as where the data came from.
+
+    Raises:
+        UserError: the folder is taken, another run's settings, too few clips, or training
+            diverged; checkpoints of complete epochs stay.
+        KeyboardInterrupt: on Ctrl-C; likewise.
+        OSError: the folder cannot be written.
+    """
+    preset = settings.preset
+    clips, validation_clips = len(train), len(validation)  # type: ignore[arg-type]
+    check_batch(clips, settings)
+    if validation_clips == 0:
+        raise UserError("there are no clips to validate on")
+    config = {
+        **asdict(settings),
+        "classes": list(classes),
+        "clips": {"train": clips, "validation": validation_clips},
+        "device": device,
+        "workers": workers,
+        **(notes or {}),
+        "versions": _versions(),
+    }
+    last = out / "last.ckpt"
+    first_epoch = 0
+    if resume:
+        _check_same(out, settings, classes)
+        if last.exists():
+            first_epoch = 1 + checkpoint.read(last)["epoch"]
+    else:
+        check_new_run(out)
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "config.json", config)
+
+    lightning.seed_everything(settings.seed, workers=True, verbose=False)
+    module = SceneClassifier(settings, classes)
+    loading: dict[str, Any] = {
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        "pin_memory": device == "cuda",
+    }
+    frames = train[0][0].shape[1]
+    sampler = EpochShuffle(clips, settings.seed, first_epoch)
+    loaders = (
+        DataLoader(train, preset.batch_size, sampler=sampler, drop_last=True, **loading),
+        DataLoader(validation, batch_size(frames, MAX_BATCH_BYTES), **loading),
+    )
+    with _quiet(), float32_products(settings.precision):
+        trainer = lightning.Trainer(
+            accelerator=device,
+            devices=1,
+            max_epochs=preset.epochs,
+            logger=TensorBoardLogger(out, name=None, version="tensorboard"),
+            callbacks=[KeepBestAndLast(out), Progress(), LearningRateMonitor("epoch")],
+            plugins=[AtomicCheckpointIO()],
+            log_every_n_steps=LOOK_EVERY[device],
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+        )
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(
+                module,
+                *loaders,
+                ckpt_path=last if first_epoch else None,
+                weights_only=True,
+            )
+        except Diverged as error:
+            kept = f"the last good state is in {last}" if last.exists() else "no epoch was complete"
+            raise UserError(
+                f"training diverged in epoch {module.current_epoch}: {error}; {kept}"
+            ) from error
+        except SystemExit as error:  # how Lightning passes Ctrl-C on
+            signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt from error
+    best = checkpoint.load_model(out / "best.ckpt")
+    checkpoint.save_folded(best, out / "folded.pt")
+
+
+def _check_same(out: Path, settings: Settings, classes: Sequence[str]) -> None:
+    if read_settings(out) != settings:
+        raise UserError(f"{out}: the run has other settings than those asked for")
+    theirs = json.loads((out / "config.json").read_text(encoding="utf-8")).get("classes")
+    if theirs != list(classes):
+        raise UserError(f"{out}: the run was started on data with other classes ({theirs})")
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "torchaudio", "lightning")
+    return {
+        "asc": fastsep.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Lightning's remarks on what it found (no GPU, one worker) off the screen."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,120 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import asc.data
+import fastsep
+
+Asc = Callable[..., tuple[int, str, str]]
+OneLine = Rejects = Callable[..., None]
+Wav = Callable[..., Path]
+
+
+def test_from_training_to_prediction(
+    folders: Path, tmp_path: Path, asc_: Asc, one_line: OneLine
+) -> None:
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    options = ("--epochs", 1, "--batch-size", 2, "--preset", "fl_tta", "--cache", cache)
+    code, _, error = asc_("train", folders, "--out", run, *options, "--precision", "bf16")
+    assert code == 0, error
+    config = json.loads((run / "config.json").read_text())
+    assert config["preset"]["loss"] == "focal" and config["precision"] == "bf16"
+
+    code, _, error = asc_("train", folders, "--out", run)
+    assert code == 2
+    one_line(error, run, "not empty")
+    code, _, error = asc_("train", folders, "--out", run, "--resume", "--epochs", 3)
+    assert code == 2
+    one_line(error, run, "--epochs")
+    code, _, error = asc_("train", folders, "--out", run, "--resume", "--precision", "float32")
+    assert code == 2
+    one_line(error, run, "--precision")
+    assert asc_("train", folders, "--out", run, "--resume", "--cache", cache)[0] == 0
+
+    results = tmp_path / "results.json"
+    options = ("--tta", 2, "--seed", 1, "--json", results, "--cache", cache)
+    options += ("--precision", "bf16")
+    code, output, error = asc_("evaluate", run / "best.ckpt", folders, *options)
+    assert code == 0, error
+    assert "hum" in output and "whistle" in output and "2 TTA" in output
+    content = json.loads(results.read_text())
+    assert [system["tta"] for system in content["results"]] == [0, 2]
+    assert all(system["count"] == 2 for system in content["results"])
+    assert content["precision"] == "bf16"
+    assert asc_("evaluate", run / "best.ckpt", folders, "--eps", 0, "--cache", cache)[0] == 0
+    code, _, error = asc_("evaluate", run / "folded.pt", folders, "--eps", 0)
+    assert code == 2
+    one_line(error, "folded.pt", "eps")
+
+    clip = folders / "evaluate" / "hum" / "0.wav"
+    code, output, _ = asc_("predict", run / "folded.pt", clip, "--json")
+    assert code == 0
+    assert json.loads(output)["probabilities"].keys() == {"hum", "whistle"}
+
+
+def test_bad_weights(tmp_path: Path, asc_: Asc, one_line: OneLine, wav: Wav) -> None:
+    clip, text = wav(tmp_path / "good.wav"), tmp_path / "text.pt"
+    text.write_text("no weights")
+    for bad in (text, tmp_path / "missing.pt", tmp_path):
+        for arguments in (("predict", bad, clip), ("info", bad), ("evaluate", bad, tmp_path)):
+            code, output, error = asc_(*arguments)
+            assert (code, output) == (2, "")
+            one_line(error, bad)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("no-such-command",), "no-such-command"),
+    ],
+)
+def test_bad_arguments(arguments: tuple[str, ...], part: str, rejects: Rejects) -> None:
+    rejects(part, *arguments)
+
+
+def test_failures_of_the_system(monkeypatch: pytest.MonkeyPatch, asc_: Asc) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "/some/where")
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(asc.data, "write_synthetic", denied)
+    assert asc_("synth", "x") == (2, "", "asc: /some/where: Permission denied\n")
+    monkeypatch.setattr(asc.data, "write_synthetic", interrupted)
+    assert asc_("synth", "x")[0] == 130
+
+
+def test_help_and_version_are_quick(asc_: Asc) -> None:
+    code, output, _ = asc_("--help")
+    assert code == 0
+    for command in ("demo", "synth", "train", "evaluate", "predict", "info"):
+        assert command in output
+        assert asc_(command, "--help")[0] == 0
+    code, output, _ = asc_("--version")
+    assert code == 0 and output.startswith(f"asc {fastsep.__version__}")
+    check = "import sys, asc.cli.app; sys.exit('torch' in sys.modules)"
+    path = str(Path(asc.data.__file__).parents[2])
+    assert subprocess.run([sys.executable, "-c", check], env={"PYTHONPATH": path}).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["FASTSEP_BACKEND", "FASTSEP_CPU_ISA"])
+def test_environment_that_asks_for_the_impossible(name: str, tmp_path: Path) -> None:
+    if name == "FASTSEP_CPU_ISA" and not fastsep.backends()["cpu"].available:
+        pytest.skip("only the C++ kernels have instruction sets")
+    program = "import sys; from asc.cli.app import main; sys.exit(main(['info', 'x.ckpt']))"
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {name: "abacus"},
+    )
+    assert run.returncode == 2
+    assert "abacus" in run.stderr
+    assert len(run.stderr.splitlines()) == 1

@@ -1,0 +1,88 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from asc.task import SCENES
+
+Asc = Callable[..., tuple[int, str, str]]
+OneLine = Rejects = Callable[..., None]
+Wav = Callable[..., Path]
+
+SHARED = Path(__file__).parents[3].parent / "shared"
+
+
+def test_predict(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asc_: Asc, wav: Wav
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = [wav(Path("one.wav")), wav(Path("[bold]two.wav"), 2000)]
+    code, output, error = asc_("predict", weights, *files, "--json")
+    assert code == 0 and error == ""
+    results = [json.loads(line) for line in output.splitlines()]
+    assert [result["file"] for result in results] == [str(file) for file in files]
+    for result in results:
+        assert result.keys() == {"file", "label", "probabilities", "logits"}
+        assert tuple(result["probabilities"]) == SCENES
+        p = torch.tensor(list(result["probabilities"].values()), dtype=torch.float64)
+        logits = torch.tensor(result["logits"], dtype=torch.float64)
+        torch.testing.assert_close(p, logits.softmax(0), rtol=1e-12, atol=0)
+        assert result["label"] == SCENES[int(p.argmax())]
+
+    code, output, error = asc_("predict", weights, *files, "--json", "--tta", 3, "--seed", 4)
+    assert code == 0
+    augmented = [json.loads(line) for line in output.splitlines()]
+    assert [r["logits"] for r in augmented] == [r["logits"] for r in results]
+    assert [r["probabilities"] for r in augmented] != [r["probabilities"] for r in results]
+    assert output == asc_("predict", weights, *files, "--json", "--tta", 3, "--seed", 4)[1]
+    assert output != asc_("predict", weights, *files, "--json", "--tta", 3, "--seed", 5)[1]
+
+    rounded = asc_("predict", weights, *files, "--json", "--precision", "bf16")[1]
+    for line, result in zip(rounded.splitlines(), results, strict=True):
+        assert json.loads(line)["logits"] == pytest.approx(result["logits"], rel=0.05, abs=0.01)
+
+    code, output, _ = asc_("predict", weights, *files)
+    assert code == 0
+    for part in ("one.wav", "[bold]two.wav", results[0]["label"]):
+        assert part in output
+
+
+def test_predict_prints_nothing_unless_all_files_are_good(
+    weights: Path, tmp_path: Path, asc_: Asc, one_line: OneLine, wav: Wav
+) -> None:
+    good, corrupt, silent = wav(tmp_path / "good.wav"), tmp_path / "corrupt.wav", tmp_path / "n.wav"
+    corrupt.write_bytes(good.read_bytes()[:20])
+    soundfile.write(silent, np.full(44_100, np.nan), 44_100, subtype="FLOAT")
+    for bad in (corrupt, silent, tmp_path / "missing.wav", tmp_path):
+        for options in ((), ("--json",)):
+            code, output, error = asc_("predict", weights, good, bad, *options)
+            assert (code, output) == (2, "")
+            one_line(error, bad)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("predict", "w", "a", "--tta", "-1"), "--tta"),
+        (("predict", "w", "a", "--seed", "-1"), "--seed"),
+        (("predict", "w"), "audio"),
+        (("predict", "w", "a", "--device", "abacus"), "--device"),
+        (("predict", "w", "a", "--precision", "tf32", "--device", "cpu"), "tf32"),
+    ],
+)
+def test_bad_arguments(arguments: tuple[str, ...], part: str, rejects: Rejects) -> None:
+    rejects(part, *arguments)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no recordings here")
+def test_released_weights_name_the_recordings(asc_: Asc) -> None:
+    files = sorted((SHARED / "audio").glob("*.wav"))
+    code, output, error = asc_("predict", SHARED / "upstream" / "ce_tta.pth", *files, "--json")
+    assert (code, error) == (0, "")
+    labels = [json.loads(line)["label"] for line in output.splitlines()]
+    assert labels == ["metro_station", "street_traffic"]
+    assert [SCENES.index(label) for label in labels] == [3, 8]

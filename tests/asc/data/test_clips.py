@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import pytest
+
+from asc.data import Clip, ClipList, unlabelled
+from asc.data.clips import device_from_name
+
+
+@pytest.mark.parametrize(
+    ("name", "device"),
+    [
+        ("bus-oslo-1-22-a.wav", "a"),
+        ("metro_station-lyon-1-2-s6.flac", "s6"),
+        ("bus-oslo-1-22-d.wav", "d"),  # only in the evaluation set
+        ("bus-oslo-1-22-S1.wav", None),
+        ("bus-oslo-22-a.wav", None),
+        ("a.wav", None),
+    ],
+)
+def test_device_from_name(name: str, device: str | None) -> None:
+    assert device_from_name(Path("folder") / name) == device
+
+
+def test_columns_of_a_list() -> None:
+    clips = ClipList(("x", "y"), (Clip(Path("a"), 1, "s1"), Clip(Path("b"), None, None)))
+    assert len(clips) == 2 and clips[1].path == Path("b")
+    assert clips.labels == (1, None)
+    assert clips.devices == ("s1", None)
+
+
+def test_unlabelled() -> None:
+    paths = [Path("b.wav"), Path("bus-oslo-1-2-s5.wav"), Path("b.wav")]
+    clips = unlabelled(paths)
+    assert [clip.path for clip in clips] == paths
+    assert clips.labels == (None, None, None)
+    assert clips.devices == (None, "s5", None)

@@ -1,0 +1,63 @@
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from asc.data import open_dataset, read_tau
+from asc.task import SCENES
+
+Refused = Callable[..., Any]
+
+
+def test_tau(tau: Path, refused: Refused) -> None:
+    assert open_dataset(tau, "train") == read_tau(tau, "train")
+    assert open_dataset(str(tau), "test", SCENES) == read_tau(tau, "test")
+    with refused(tau):
+        open_dataset(tau, "train", ("cat", "dog"))
+
+
+def test_train_and_evaluate_folders(
+    tmp_path: Path, refused: Refused, class_folders: Callable[..., Path]
+) -> None:
+    class_folders(tmp_path / "train", cat=2, dog=1, owl=1)
+    class_folders(tmp_path / "evaluate", dog=1)
+    assert open_dataset(tmp_path, "train").labels == (0, 0, 1, 2)
+    evaluate = open_dataset(tmp_path, "evaluate")
+    assert evaluate.classes == ("cat", "dog", "owl")
+    assert evaluate.labels == (1,)
+    class_folders(tmp_path / "evaluate", emu=1)
+    with refused(tmp_path / "evaluate" / "emu"):
+        open_dataset(tmp_path, "evaluate")
+
+
+def test_plain_folders_are_split_80_20(tmp_path: Path, class_folders: Callable[..., Path]) -> None:
+    class_folders(tmp_path, cat=20, dog=5, owl=2)
+    train, evaluate = open_dataset(tmp_path, "train"), open_dataset(tmp_path, "evaluate")
+    assert Counter(evaluate.labels) == {0: 4, 1: 1, 2: 1}
+    assert Counter(train.labels) == {0: 16, 1: 4, 2: 1}
+    assert not set(train) & set(evaluate)
+    assert train.classes == evaluate.classes == ("cat", "dog", "owl")
+    # Pinned: another machine or release must not mix the two.
+    held_out = [clip.path.name for clip in evaluate if clip.label == 1]
+    assert held_out == ["0.wav"]
+    moved = tmp_path.with_name("moved")
+    shutil.move(tmp_path, moved)
+    assert [c.path.name for c in open_dataset(moved, "evaluate")] == [c.path.name for c in evaluate]
+
+
+def test_errors(tmp_path: Path, refused: Refused, class_folders: Callable[..., Path]) -> None:
+    with refused(tmp_path / "no"):
+        open_dataset(tmp_path / "no", "train")
+    with refused(tmp_path, "evaluation_setup", "train/", "folder per class"):
+        open_dataset(tmp_path, "train")
+    class_folders(tmp_path, cat=1)
+    with refused(tmp_path / "cat", "single"):
+        open_dataset(tmp_path, "train")
+    with refused(tmp_path, "test split"):
+        open_dataset(tmp_path, "test")
+    with refused("valid"):
+        open_dataset(tmp_path, "valid")  # type: ignore[arg-type]
+    class_folders(tmp_path, train=1)
+    with refused(tmp_path / "evaluate"):
+        open_dataset(tmp_path, "train")

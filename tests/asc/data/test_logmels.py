@@ -1,0 +1,152 @@
+import errno
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from asc.data import Clip, ClipList, LogMelDataset, load_clip
+from asc.data import logmels as logmels_module
+from asc.features import LogMel
+
+Refused = Callable[..., Any]
+
+
+@pytest.fixture
+def clips(tmp_path: Path, wav: Callable[..., Path]) -> ClipList:
+    folder = tmp_path / "audio"
+    paths = [wav(folder / f"{hertz}.wav", hertz) for hertz in (300, 2000)]
+    return ClipList(("low", "high"), (Clip(paths[0], 0, None), Clip(paths[1], None, None)))
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The clips whose log-mels were computed, in order."""
+    paths: list[Path] = []
+
+    def load_and_note(path: Path) -> torch.Tensor:
+        paths.append(path)
+        return load_clip(path)
+
+    monkeypatch.setattr(logmels_module, "load_clip", load_and_note)
+    return paths
+
+
+def test_items(tmp_path: Path, clips: ClipList) -> None:
+    expected = LogMel()(load_clip(clips[1].path))[0]
+    for cache in (None, tmp_path / "cache"):
+        logmels = LogMelDataset(clips, cache)
+        assert len(logmels) == 2
+        logmel, label = logmels[1]
+        assert logmel.shape == (1, 431, 256)
+        assert torch.equal(logmel, expected)
+        assert label == -1
+        assert logmels[0][1] == 0
+        logmel.zero_()  # the caller's own copy
+        assert torch.equal(logmels[1][0], expected)
+
+
+def test_cached_once(tmp_path: Path, clips: ClipList, computed: list[Path]) -> None:
+    first = LogMelDataset(clips, tmp_path / "cache")
+    second = LogMelDataset(clips, tmp_path / "cache")
+    assert len(computed) == 2
+    assert torch.equal(first[0][0], second[0][0])
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_changed_audio_is_computed_again(
+    tmp_path: Path, clips: ClipList, computed: list[Path], wav: Callable[..., Path]
+) -> None:
+    cache = tmp_path / "cache"
+    before = LogMelDataset(clips, cache)[0][0]
+    wav(clips[0].path, 5000)  # same name, same size
+    os.utime(clips[0].path, ns=(0, clips[0].path.stat().st_mtime_ns + 1))
+    after = LogMelDataset(clips, cache)[0][0]
+    assert len(computed) == 4
+    assert not torch.equal(before, after)
+    assert len(list(cache.iterdir())) == 1  # the stale one is gone
+
+
+def test_changed_settings(
+    tmp_path: Path,
+    clips: ClipList,
+    computed: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    LogMelDataset(clips, tmp_path / "cache")
+    monkeypatch.setattr(logmels_module, "_SETTINGS", ("other",))
+    LogMelDataset(clips, tmp_path / "cache")
+    assert len(computed) == 4
+
+
+def test_other_lists_have_their_own_cache(
+    tmp_path: Path, clips: ClipList, computed: list[Path]
+) -> None:
+    reversed_clips = ClipList(clips.classes, clips.clips[::-1])
+    LogMelDataset(clips, tmp_path / "cache")
+    LogMelDataset(reversed_clips, tmp_path / "cache")
+    LogMelDataset(clips, tmp_path / "cache")
+    assert len(computed) == 4
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "garbage", "header", "shape"])
+def test_damaged_cache(tmp_path: Path, clips: ClipList, computed: list[Path], damage: str) -> None:
+    expected = LogMelDataset(clips, tmp_path / "cache")[1][0]
+    (path,) = (tmp_path / "cache").iterdir()
+    content = path.read_bytes()
+    path.write_bytes(
+        {
+            "empty": b"",
+            "truncated": content[:-4],
+            "garbage": b"garbage" * 100,
+            "header": content[:20] + b"(" * 20 + content[40:],
+            "shape": content.replace(b"(2, 431, 256)", b"(1, 431, 256)"),
+        }[damage]
+    )
+    assert torch.equal(LogMelDataset(clips, tmp_path / "cache")[1][0], expected)
+    assert len(computed) == 4
+
+
+def test_bad_clip_leaves_nothing(tmp_path: Path, clips: ClipList, refused: Refused) -> None:
+    clips[1].path.write_bytes(b"not audio")
+    with refused(clips[1].path):
+        LogMelDataset(clips, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+    clips[1].path.unlink()
+    with refused(clips[1].path):
+        LogMelDataset(clips, tmp_path / "cache")
+
+
+def test_cache_that_cannot_be_written(tmp_path: Path, clips: ClipList, refused: Refused) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("x")
+    with refused(blocked):
+        LogMelDataset(clips, blocked)
+    assert blocked.read_text() == "x"
+
+
+def test_full_disk_leaves_nothing(
+    tmp_path: Path, clips: ClipList, monkeypatch: pytest.MonkeyPatch, refused: Refused
+) -> None:
+    def full_disk(*_: object) -> Iterator[np.ndarray]:
+        yield np.zeros((431, 256), dtype=np.float32)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(logmels_module, "_compute", full_disk)
+    with refused(tmp_path / "cache", "No space left"):
+        LogMelDataset(clips, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_pickle_carries_the_path_not_the_data(tmp_path: Path, clips: ClipList) -> None:
+    logmels = LogMelDataset(clips, tmp_path / "cache")
+    pickled = pickle.dumps(logmels)
+    assert len(pickled) < 10_000
+    assert torch.equal(pickle.loads(pickled)[1][0], logmels[1][0])
+    in_memory = pickle.loads(pickle.dumps(LogMelDataset(clips, None)))
+    assert torch.equal(in_memory[1][0], logmels[1][0])

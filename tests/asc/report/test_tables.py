@@ -1,0 +1,59 @@
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from asc.complexity import LayerRow, Size
+from asc.metrics import score
+from asc.prediction import Prediction
+from asc.report.tables import complexity_table, prediction_table, score_tables, size_lines
+
+P = np.array([[0.5, 0.5, 0], [0.2, 0.8, 0]])
+
+
+def text(tables: Iterable[Table]) -> str:
+    console = Console(width=120, record=True, file=io.StringIO())
+    for table in tables:
+        console.print(table)
+    return console.export_text()
+
+
+def test_scores_of_two_systems() -> None:
+    by_masks = {
+        masks: score(p, np.array([0, 1]), ("cat", "dog", "owl"), ["a", "s1"])
+        for masks, p in ((0, P), (30, P[::-1]))
+    }
+    tables = list(score_tables(by_masks))
+    assert len(tables) == 3
+    output = text(tables)
+    for part in ("no TTA", "30 TTA", "cat", "s1", "0.458", "1.151", "100.0 %", " 0.0 %"):
+        assert part in output  # log losses: -(log 0.5 + log 0.8) / 2 and -(log 0.2 + log 0.5) / 2
+    (owl,) = (line for line in output.splitlines() if "owl" in line)
+    assert owl.count(" - ") == 4  # no clips, no scores
+
+
+def test_no_table_of_devices_that_nobody_knows() -> None:
+    scores = score(P, np.array([0, 1]), ("cat", "dog", "owl"), [None, None])
+    assert len(list(score_tables({0: scores}))) == 2
+
+
+def test_predictions_of_oddly_named_files() -> None:
+    found = Prediction("[b]dog", {"cat": 0.25, "[b]dog": 0.75}, [0.0, 1.0])
+    paths = [Path("[bold]x.wav"), Path("\udcffy.wav"), Path("[bold]x.wav")]
+    output = text([prediction_table(paths, [found] * 3)])
+    assert output.count("[bold]x.wav") == 2 and "\ufffdy.wav" in output
+    assert output.count("[b]dog") == 3 and output.count("75.0 %") == 3
+
+
+def test_complexity() -> None:
+    rows = [LayerRow("one", (64, 215, 128), 1500, 2000), LayerRow("two", (10,), 500, 500)]
+    output = text([complexity_table(rows)])
+    for part in ("64 x 215 x 128", "1 500", "2 000", "2 500"):
+        assert part in output
+    assert list(size_lines(Size(62_474, 62_000, 124_948))) == [
+        "parameters at test time: 62474, of them not zero as float16: 62000",
+        "size as float16: 124948 B = 124.95 KB of 1000 B = 122.02 KB of 1024 B",
+    ]

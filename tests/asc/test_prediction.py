@@ -1,0 +1,263 @@
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+import asc
+from asc import prediction
+from asc.augment import SpecAugment
+from asc.compute import Precision
+from asc.data import Clip, ClipList
+from asc.errors import UserError
+from asc.metrics import score
+from asc.model import Cnn6, Cnn6Sep
+from asc.prediction import (
+    batch_size,
+    clip_logits,
+    draw_masks,
+    masked_logits,
+    predict,
+    probabilities,
+    score_clips,
+)
+from fastsep import SepConvStack
+
+FakeGpu = Callable[..., Any]  # the fixture of conftest
+BACKENDS = ("reference", "triton")
+COPY = 6 * 64 * 32 * 256 * 4  # what is counted for a copy of 32 frames to take, bytes
+CLIPS = [
+    (15 * torch.randn(1, 32, 256, generator=torch.Generator().manual_seed(seed)), seed % 2)
+    for seed in range(5)
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> Cnn6Sep:
+    torch.manual_seed(0)
+    model = Cnn6Sep(4)
+    model.specaugment = SpecAugment(20, 64, 2)
+    with torch.no_grad():
+        model.fc2.weight *= 20  # outputs of an untrained network hardly differ
+        model(torch.stack([x for x, _ in CLIPS]))
+    return model.folded()
+
+
+def test_without_masks(model: Cnn6Sep) -> None:
+    p = probabilities(model, CLIPS)
+    assert p.dtype == torch.float64 and p.shape == (5, 4)
+    with torch.no_grad():
+        logits = model(torch.stack([x for x, _ in CLIPS])).double()
+    torch.testing.assert_close(p, logits.softmax(1), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(clip_logits(model, CLIPS), logits, rtol=1e-5, atol=1e-5)
+
+
+def test_tta_is_the_mean_of_the_softmax_outputs(model: Cnn6Sep) -> None:
+    p = probabilities(model, CLIPS, tta=6, seed=3)
+    for index, (x, _) in enumerate(CLIPS):
+        masks = draw_masks(model.specaugment, 6, 32, 256, 3, index)
+        outputs = [model(x[None], mask[None]).double().softmax(1)[0] for mask in masks]
+        torch.testing.assert_close(p[index], torch.stack(outputs).mean(0), rtol=1e-5, atol=1e-7)
+    assert (p - probabilities(model, CLIPS)).abs().max() > 1e-3  # the masks do something
+
+
+def test_masks_depend_on_seed_and_index_alone(model: Cnn6Sep) -> None:
+    spec = SpecAugment()
+    masks = draw_masks(spec, 30, 431, 256, 1, 5)
+    torch.manual_seed(99)
+    assert torch.equal(masks, draw_masks(spec, 30, 431, 256, 1, 5))
+    for seed, index in ((1, 6), (2, 5), (5, 1)):
+        assert not torch.equal(masks, draw_masks(spec, 30, 431, 256, seed, index))
+    # More masks begin with the same ones only by chance, but clips in other company do not change.
+    alone = probabilities(model, CLIPS[:2], tta=4, seed=1)
+    assert torch.equal(alone, probabilities(model, CLIPS, tta=4, seed=1)[:2])
+
+
+def test_memory_limit_does_not_change_the_result(model: Cnn6Sep) -> None:
+    expected = probabilities(model, CLIPS, tta=7, seed=1)
+    for limit in (1, 3 * COPY, 7 * COPY):  # batches of 1, 3 and 7
+        p = probabilities(model, CLIPS, tta=7, seed=1, max_batch_bytes=limit)
+        torch.testing.assert_close(p, expected, rtol=1e-5, atol=1e-7)
+    p = probabilities(model, CLIPS, max_batch_bytes=2 * COPY)  # 2 + 2 + 1 clips
+    torch.testing.assert_close(p, probabilities(model, CLIPS), rtol=1e-5, atol=1e-7)
+
+
+def test_batches_and_copies(model: Cnn6Sep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The masked copies of a clip are one tensor of stride 0, in chunks under the limit."""
+    assert [batch_size(32, limit) for limit in (1, COPY, 3 * COPY - 1, 3 * COPY)] == [1, 1, 2, 3]
+    seen = []
+    forward = Cnn6Sep.forward
+
+    def spy(self: Cnn6Sep, logmel: Tensor, stripes: Tensor | None = None) -> Tensor:
+        seen.append((logmel.shape[0], logmel.stride(0)))
+        return forward(self, logmel, stripes)
+
+    monkeypatch.setattr(Cnn6Sep, "forward", spy)
+    masks = draw_masks(model.specaugment, 7, 32, 256, 0, 0)
+    masked_logits(model, CLIPS[0][0][None], masks, max_batch_bytes=3 * COPY)
+    assert [n for n, _ in seen] == [3, 3, 1]
+    assert all(stride == 0 for n, stride in seen if n > 1)
+
+
+def test_no_clips(model: Cnn6Sep) -> None:
+    assert probabilities(model, []).shape == (0, 4)
+    assert probabilities(model, [], tta=2).shape == (0, 4)
+
+
+def test_train_mode_is_refused() -> None:
+    for tta in (0, 2):
+        with pytest.raises(ValueError, match="train mode"):
+            probabilities(Cnn6Sep(4), CLIPS, tta=tta)
+
+
+@pytest.mark.parametrize("arguments", [{"tta": -1}, {"tta": 2, "seed": -1}])
+def test_negative_arguments(model: Cnn6Sep, arguments: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="must not be negative"):
+        probabilities(model, CLIPS, **arguments)
+
+
+@pytest.mark.parametrize("tta", [0, 3])
+def test_outputs_that_are_not_finite_are_an_error(model: Cnn6Sep, tta: int) -> None:
+    clips = [*CLIPS[:3], (torch.full((1, 32, 256), torch.nan), 0)]
+    with pytest.raises(UserError, match=r"clip 3.*not finite"):
+        probabilities(model, clips, tta=tta)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("tta", [0, 3])
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_evaluation_never_waits_for_the_gpu(
+    precision: Precision, tta: int, backend: str, monkeypatch: pytest.MonkeyPatch, fake_gpu: FakeGpu
+) -> None:
+    monkeypatch.setattr(prediction, "_checked", lambda results: results)  # waits, in the end
+    model = Cnn6Sep(3).folded()
+    with fake_gpu(backend) as gpu:
+        model.to(gpu.device)
+        monkeypatch.setattr(Cnn6Sep, "to", lambda self, device: self)  # fakes can move but once
+        clips = [(torch.ones(1, 32, 256), 0) for _ in range(5)]
+        gpu.seen.clear()
+        results = probabilities(model, clips, tta=tta, device="cuda", precision=precision)
+    assert results.device == gpu.device and results.shape == (5, 3)
+    assert len(gpu.seen) == (2 * len(clips) if tta else 1)  # clips and masks; one batch
+    assert not gpu.waits()
+
+
+def spread_model() -> Cnn6Sep:
+    torch.manual_seed(0)
+    model = Cnn6Sep(4)
+    with torch.no_grad():
+        model.fc2.weight *= 20  # outputs of an untrained network hardly differ
+        model(torch.stack([x for x, _ in CLIPS]))
+    return model.folded()
+
+
+def test_bf16_evaluation_rounds_products_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = spread_model()
+    asked = []
+    forward = SepConvStack.forward
+
+    def spy(self: SepConvStack, *args: Any, **options: Any) -> Tensor:
+        asked.append(self.compute)
+        return forward(self, *args, **options)
+
+    monkeypatch.setattr(SepConvStack, "forward", spy)
+    for tta in (0, 3):
+        exact, rounded = (
+            probabilities(model, CLIPS, tta=tta, precision=p) for p in ("float32", "bf16")
+        )
+        assert (rounded - exact).abs().max() < 0.02
+    assert asked[0] is None and set(asked) == {None, "bf16"}
+    model.blocks.compute = "bf16"
+    assert torch.equal(clip_logits(model, CLIPS), clip_logits(spread_model(), CLIPS))
+
+
+@pytest.mark.parametrize("poisoned", [False, True])
+@pytest.mark.parametrize("own", [None, "bf16"])
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_the_model_is_left_as_it_was(
+    precision: Precision, own: str | None, poisoned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the call and, for whoever else computes with it, during it; also when it raises."""
+    model = spread_model()
+    model.blocks.compute = own
+    if poisoned:
+        model.fc1.weight[0, 0] = torch.nan
+    blocks, state = model.blocks, {name: t.clone() for name, t in model.state_dict().items()}
+    during = []
+    forward = Cnn6Sep.forward
+
+    def spy(self: Cnn6Sep, *args: Any) -> Tensor:
+        during.append(model.blocks is blocks and blocks.compute == own)
+        assert self.fc1.weight is model.fc1.weight  # no copies of what need not move
+        return forward(self, *args)
+
+    monkeypatch.setattr(Cnn6Sep, "forward", spy)
+    for tta in (0, 2):
+        with pytest.raises(UserError) if poisoned else nullcontext():
+            probabilities(model, CLIPS, tta=tta, precision=precision)
+        assert model.blocks is blocks and blocks.compute == own
+    assert all(during) and len(during) > 1
+    assert not model.training and model.fc1.weight.device.type == "cpu"
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, state[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_model_elsewhere_is_copied_one_in_place_is_not() -> None:
+    model = Cnn6Sep(3).folded()
+    cpu, elsewhere = torch.device("cpu"), torch.device("meta")
+    assert prediction._adapted(model, cpu, "float32") is model
+    blocks = prediction._adapted(model, cpu, "bf16").blocks
+    assert blocks is not model.blocks and blocks[0] is model.blocks[0]
+    moved = prediction._adapted(model, elsewhere, "bf16")
+    assert {t.device for t in moved.state_dict().values()} == {elsewhere}
+    assert moved.blocks.compute == "bf16"
+    moved.blocks.compute = None
+    assert prediction._adapted(moved, elsewhere, "float32") is moved
+    assert {t.device for t in model.state_dict().values()} == {cpu}
+
+
+def test_by_default_it_computes_where_the_model_is(
+    fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prediction, "_checked", lambda results: results)
+    model = Cnn6Sep(3).folded()
+    with fake_gpu() as gpu:
+        model.to(gpu.device)
+        clips = [(torch.ones(1, 32, 256), 0) for _ in range(2)]
+        assert probabilities(model, clips).device == gpu.device
+
+
+def test_the_dense_network_too() -> None:
+    model = Cnn6(4).eval()
+    p = probabilities(model, CLIPS, precision="bf16")  # which is about separable blocks
+    with torch.no_grad():
+        logits = model(torch.stack([x for x, _ in CLIPS])).double()
+    torch.testing.assert_close(p, logits.softmax(1), rtol=1e-5, atol=1e-7)
+
+
+def test_predictions_by_name(model: Cnn6Sep) -> None:
+    for tta in (0, 3):
+        p = probabilities(model, CLIPS, tta=tta, seed=2)
+        logits = clip_logits(model, CLIPS)
+        found = predict(model, CLIPS, tta=tta, seed=2)
+        for row, outputs, prediction_ in zip(p, logits, found, strict=True):
+            assert prediction_.probabilities == dict(zip(model.classes, row.tolist(), strict=True))
+            assert prediction_.label == model.classes[int(row.argmax())]
+            assert prediction_.logits == outputs.tolist()
+
+
+def test_scores_without_and_with_masks(model: Cnn6Sep) -> None:
+    clips = ClipList(model.classes, tuple(Clip(Path("x"), label, "a") for _, label in CLIPS))
+    scores = score_clips(model, CLIPS, clips, tta=3, seed=1)
+    labels = [label for _, label in CLIPS]
+    for masks in (0, 3):
+        p = probabilities(model, CLIPS, tta=masks, seed=1)
+        assert scores[masks] == score(p, labels, model.classes, ["a"] * len(CLIPS))
+    assert score_clips(model, CLIPS, clips) == {0: scores[0]}
+
+
+def test_public_name() -> None:
+    assert asc.probabilities is probabilities

@@ -1,0 +1,218 @@
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from torch import Tensor
+
+from asc.augment import SpecAugment
+from asc.checkpoint import load_model, load_trainable
+from asc.errors import UserError
+from asc.training.module import SceneClassifier
+from asc.training.run import fit
+from asc.training.settings import Settings, read_settings
+
+CLASSES = ("fog", "rain", "snow")
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, train: Callable[..., Any]) -> Path:
+    out = tmp_path_factory.mktemp("training") / "run"
+    train(out)
+    return out
+
+
+def test_run_folder(finished: Path, settings: Settings) -> None:
+    files = {path.name for path in finished.iterdir()}
+    assert files == {"config.json", "best.ckpt", "last.ckpt", "folded.pt", "tensorboard"}
+    assert list((finished / "tensorboard").glob("events.out.tfevents*"))
+    config = json.loads((finished / "config.json").read_text())
+    assert config["preset"]["name"] == "ce_mu_tta" and config["preset"]["epochs"] == 3
+    assert config["seed"] == 1 and config["classes"] == list(CLASSES)
+    assert config["clips"] == {"train": 10, "validation": 5}
+    assert config["versions"].keys() >= {"asc", "python", "torch", "lightning"}
+    assert read_settings(finished) == settings
+    folded, best = load_model(finished / "folded.pt"), load_model(finished / "best.ckpt")
+    assert folded.classes == best.classes == CLASSES
+    assert folded.specaugment == best.specaugment == SpecAugment(5, 16, 2)
+    for name, tensor in folded.state_dict().items():
+        assert torch.equal(tensor, best.state_dict()[name].half().float()), name
+
+
+def test_last_batch_is_dropped_and_the_schedule_ends(finished: Path, settings: Settings) -> None:
+    content = torch.load(finished / "last.ckpt", weights_only=True)
+    assert content["global_step"] == 3 * (10 // 4)
+    assert content["lr_schedulers"][0]["_last_lr"] == [settings.preset.min_lr]
+
+
+def test_a_seed_gives_the_same_weights_again(
+    finished: Path, tmp_path: Path, train: Callable[..., Any], settings: Settings
+) -> None:
+    first = load_trainable(finished / "last.ckpt").state_dict()
+    assert same(first, train(tmp_path / "again"))
+    assert not same(first, train(tmp_path / "other", replace(settings, seed=2)))
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_resumed_run_ends_as_if_never_interrupted(
+    epoch: int,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    train: Callable[..., Any],
+) -> None:
+    step = SceneClassifier.training_step
+
+    def interrupted(self: SceneClassifier, batch: Any, batch_idx: int) -> Tensor:
+        if self.current_epoch == epoch and batch_idx == 1:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(SceneClassifier, "training_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run")
+    assert not (tmp_path / "run" / "folded.pt").exists()
+    monkeypatch.undo()
+    moved = tmp_path / "moved"
+    os.rename(tmp_path / "run", moved)
+    resumed = train(moved, resume=True)
+    assert same(resumed, load_trainable(finished / "last.ckpt").state_dict())
+    best = load_trainable(moved / "best.ckpt").state_dict()
+    assert same(best, load_trainable(finished / "best.ckpt").state_dict())
+    assert same(resumed, train(moved, resume=True))  # nothing left to do
+
+
+def test_runs_are_not_overwritten(
+    finished: Path,
+    tmp_path: Path,
+    make_clips: Callable[..., Any],
+    train: Callable[..., Any],
+    settings: Settings,
+) -> None:
+    before = (finished / "last.ckpt").stat()
+    with pytest.raises(UserError, match="is not empty"):
+        train(finished)
+    with pytest.raises(UserError, match="other settings"):
+        train(finished, replace(settings, seed=7), resume=True)
+    with pytest.raises(UserError, match="other classes"):
+        fit(make_clips(10), make_clips(5), ("x", "y", "z"), settings, finished, resume=True)
+    assert (finished / "last.ckpt").stat() == before
+    with pytest.raises(UserError, match="no run to resume"):
+        train(tmp_path, resume=True)
+    (tmp_path / "config.json").write_text('{"preset": ')
+    with pytest.raises(UserError, match=r"config\.json: is not"):
+        read_settings(tmp_path)
+    with pytest.raises(UserError, match="is a file"):
+        train(tmp_path / "config.json")
+
+
+def test_damaged_checkpoint(tmp_path: Path, train: Callable[..., Any], settings: Settings) -> None:
+    (tmp_path / "last.ckpt").write_bytes(b"half")
+    config = {"preset": asdict(settings.preset), "seed": 1, "classes": CLASSES}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"last\.ckpt: .*damaged"):
+        train(tmp_path, resume=True)
+
+
+def test_loading_in_processes_changes_nothing(
+    finished: Path, tmp_path: Path, train: Callable[..., Any]
+) -> None:
+    weights = train(tmp_path / "run", workers=1)
+    assert same(weights, load_trainable(finished / "last.ckpt").state_dict())
+
+
+def test_mixed_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: Callable[..., Any], settings: Settings
+) -> None:
+    """Training in bfloat16 goes about where float32 goes, and everything kept is float32."""
+    losses: list[Tensor] = []
+
+    def note(self: SceneClassifier, outputs: Any, batch: Any, batch_idx: int) -> None:
+        losses.append(outputs["loss"])
+
+    monkeypatch.setattr(SceneClassifier, "on_train_batch_end", note)
+    settings = replace(settings, precision="bf16")
+    exact, mixed = train(tmp_path / "exact"), train(tmp_path / "run", settings)
+    expected, actual = torch.stack(losses).chunk(2)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, expected, rtol=2**-7, atol=0)  # bfloat16's eps
+    content = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert all(t.dtype == exact[name].dtype for name, t in mixed.items())
+    moments = [s for state in content["optimizer_states"][0]["state"].values()
+               for s in (state["exp_avg"], state["exp_avg_sq"])]  # fmt: skip
+    assert {moment.dtype for moment in moments} == {torch.float32}
+    assert not same(mixed, exact)
+    assert read_settings(tmp_path / "run") == settings
+    with pytest.raises(UserError, match="other settings"):
+        train(tmp_path / "run", resume=True)
+    assert same(mixed, train(tmp_path / "run", settings, resume=True))
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_what_lightning_is_asked_for_on_a_gpu(
+    precision: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    train: Callable[..., Any],
+    settings: Settings,
+) -> None:
+    asked: dict[str, Any] = {}
+
+    class Trainer:
+        def __init__(self, **options: Any) -> None:
+            asked.update(options)
+
+        def fit(self, module: SceneClassifier, *loaders: Any, **_: Any) -> None:
+            asked["pinned"] = [loader.pin_memory for loader in loaders]
+            asked["tf32"] = torch.backends.cuda.matmul.allow_tf32
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(lightning, "Trainer", Trainer)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", replace(settings, precision=precision), device="cuda")
+    assert (asked["accelerator"], asked["devices"]) == ("cuda", 1)
+    assert asked["pinned"] == [True, True]
+    assert asked["tf32"] == (precision == "tf32")
+    assert asked["log_every_n_steps"] == 10
+
+
+def test_too_few_clips(tmp_path: Path, make_clips: Callable[..., Any], settings: Settings) -> None:
+    with pytest.raises(UserError, match="3 training clips do not fill one batch of 4"):
+        fit(make_clips(3), make_clips(5), CLASSES, settings, tmp_path / "run")
+    with pytest.raises(UserError, match="no clips to validate on"):
+        fit(make_clips(4), make_clips(0), CLASSES, settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("where", ["loss", "outputs"])
+def test_divergence_stops_training_and_keeps_the_last_good_state(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: Callable[..., Any]
+) -> None:
+    """Weights become NaN in epoch 1: before its first step, or after its last loss, where only
+    validation notices."""
+    step = SceneClassifier.training_step
+
+    def poisoned(self: SceneClassifier, batch: Any, batch_idx: int) -> Tensor:
+        bad = self.current_epoch == 1
+        if bad and where == "loss":
+            self.model.fc1.weight.data[0, 0] = torch.nan
+        loss = step(self, batch, batch_idx)
+        if bad and where == "outputs" and batch_idx == 1:
+            self.model.fc1.weight.data[0, 0] = torch.nan
+        return loss
+
+    monkeypatch.setattr(SceneClassifier, "training_step", poisoned)
+    with pytest.raises(UserError, match=rf"diverged in epoch 1: .*{where}.*last\.ckpt"):
+        train(tmp_path)
+    assert load_model(tmp_path / "last.ckpt").is_folded  # which checks that all is finite
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"] == 0
+    assert not (tmp_path / "folded.pt").exists()

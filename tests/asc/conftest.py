@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import fastsep
 from asc.errors import UserError
 
 aten = torch.ops.aten
@@ -86,18 +87,19 @@ class FakeGpu(TorchDispatchMode):
 def fake_gpu() -> Callable[..., AbstractContextManager[FakeGpu]]:
     """fake_gpu(backend): inside, all new tensors are fake; modules are made before, moved inside.
 
-    backend: what fastsep takes for CUDA tensors; of the operators their fake kernels run.
+    backend: what fastsep takes for CUDA tensors, "reference" or, where it is installed, "triton",
+    of whose operators the fake kernels run.
     """
 
     @contextmanager
     def fake_gpu(backend: str = "reference") -> Iterator[FakeGpu]:
         with (
             pytest.MonkeyPatch.context() as patch,
+            fastsep.use_backend(None if backend == "triton" else backend),  # by the device
             FakeTensorMode(allow_non_fake_inputs=True),
             FakeGpu() as gpu,
         ):
             patch.setattr(Tensor, "pin_memory", lambda self: self)  # fake tensors have none
-            patch.setattr("fastsep.functional.select", lambda device: backend)
             patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
             patch.setattr(torch.cuda, "is_bf16_supported", lambda: True)  # both for autocast
             yield gpu

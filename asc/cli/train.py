@@ -35,6 +35,8 @@ def command(
     try:
         fit_data(data, settings, out, device=target, cache=cache, workers=workers, resume=resume)
     except KeyboardInterrupt:
+        if not (out / "config.json").is_file():  # there is no run yet
+            raise
         print(f"asc: interrupted; --resume goes on with the run in {out}", file=sys.stderr)
         raise typer.Exit(130) from None
     print(f"{out / 'folded.pt'}: weights for inference")

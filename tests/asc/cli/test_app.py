@@ -118,3 +118,10 @@ def test_environment_that_asks_for_the_impossible(name: str, tmp_path: Path) -> 
     assert run.returncode == 2
     assert "abacus" in run.stderr
     assert len(run.stderr.splitlines()) == 1
+
+
+def test_module_is_the_command_too() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "asc", "no-such-command"], capture_output=True, text=True
+    )
+    assert run.returncode == 2 and run.stderr.startswith("asc: ")

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,3 +23,22 @@ Wav = Callable[..., Path]
 )
 def test_bad_arguments(arguments: tuple[str, ...], part: str, rejects: Rejects) -> None:
     rejects(part, *arguments)
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_interrupted(
+    started: bool, tmp_path: Path, folders: Path, monkeypatch: pytest.MonkeyPatch, asc_: Asc
+) -> None:
+    """Only a run that has begun can be resumed, and the message says so then alone."""
+    out = tmp_path / "run"
+
+    def fit_data(*_: Any, **__: Any) -> None:
+        if started:
+            out.mkdir()
+            (out / "config.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("asc.training.run.fit_data", fit_data)
+    code, output, error = asc_("train", folders, "--out", out)
+    assert (code, output) == (130, "")
+    assert ("--resume" in error) == started

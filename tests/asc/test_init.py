@@ -1,0 +1,25 @@
+import subprocess
+import sys
+
+import pytest
+
+import asc
+
+
+@pytest.mark.parametrize("name", asc.__all__)
+def test_public_names_are_there(name: str) -> None:
+    value = getattr(asc, name)
+    assert value.__name__ == name and value.__module__ == asc._HOMES[name]
+
+
+def test_other_names_are_not() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'evaluate'"):
+        asc.evaluate  # noqa: B018
+
+
+@pytest.mark.parametrize("module", ["asc", "asc.cli.app"])
+def test_importing_it_is_quick(module: str) -> None:
+    slow = ("torch", "torchaudio", "lightning", "numpy", "soundfile")
+    program = f"import sys, {module}; sys.exit(str([m for m in {slow} if m in sys.modules]))"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.stderr.strip() == "[]"

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--out DIR]`: runs all suites and writes the report.
+"""`python -m benchmarks --out DIR`: runs all suites and writes the report.
 
 The suites run twice: with the allocator tuned (glibc told to keep freed memory, without which page
 faults on fresh maps dominate PyTorch's time) and, for the network, as installed. Close everything
@@ -28,7 +28,7 @@ def run_suite(tests: list[str], target: Path, environment: dict[str, str]) -> Pa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=SUITES / "results", help="folder for results")
+    parser.add_argument("--out", type=Path, required=True, help="folder for results")
     out: Path = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:

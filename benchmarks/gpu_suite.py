@@ -43,7 +43,7 @@ STAGES = (
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/gpu", help="folder")
+    parser.add_argument("--out", type=Path, required=True, help="folder for results")
     parser.add_argument("--minutes", type=float, default=9.0, help="start nothing after so long")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     arguments = parser.parse_args()

@@ -3,7 +3,7 @@ shared memory as the assembler reports them.
 
 `python -m benchmarks.triton_resources` compiles every kernel for the network's layers, in every
 arithmetic and for every target, with the tile that is used where nothing was measured, and writes
-results/triton_resources.csv. A test does it again and compares.
+results/compiled/triton_resources.csv. A test does it again and compares.
 """
 
 import csv
@@ -24,13 +24,13 @@ from triton.compiler import ASTSource
 from triton.compiler.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from benchmarks.gpu.layers import LAYERS
+from benchmarks.workloads import LAYERS
 from fastsep.triton import launch
 from fastsep.triton.launch import AS_IT_IS, Operator
 from fastsep.triton.shared import Load
 from fastsep.triton.tiles import Launch, candidates_for
 
-TABLE = Path(__file__).parent / "results" / "triton_resources.csv"
+TABLE = Path(__file__).parent / "results" / "compiled" / "triton_resources.csv"
 ARITHMETIC = {
     "ieee": torch.float32,
     "tf32": torch.float32,

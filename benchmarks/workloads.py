@@ -1,13 +1,37 @@
-"""What is measured: the network's blocks on its real shapes, with random weights."""
+"""What is measured: the network and its layers, with random weights, and their float64 results."""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+import fastsep
 from asc.features import N_MELS
-from asc.model import Cnn6Sep
-from fastsep import BlockParameters
+from asc.model import WIDTHS, Cnn6Sep
+from fastsep import BlockParameters, reference
 
 FRAMES = 431
+
+
+class Layer(NamedTuple):
+    """A block by its channels and its input map."""
+
+    cin: int
+    cout: int
+    frames: int
+    bins: int
+
+
+def _layers() -> Iterator[tuple[str, Layer]]:
+    cin, frames, bins = 1, FRAMES, N_MELS
+    for i, cout in enumerate(WIDTHS, 1):
+        yield f"block {i}", Layer(cin, cout, frames, bins)
+        cin, frames, bins = cout, frames // 2, bins // 2
+
+
+LAYERS = dict(_layers())  # the network's: (1, 64, 431, 256), (64, 128, 215, 128), ...
 
 
 def network() -> Cnn6Sep:
@@ -34,15 +58,37 @@ def block(cin: int, cout: int, dilation: int = 2) -> BlockParameters:
     )
 
 
-def block_flop(n: int, cin: int, cout: int, frames: int, bins: int) -> float:
+def maps(batch: int, layer: Layer) -> Tensor:
+    """Inputs of a layer."""
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(batch, layer.cin, layer.frames, layer.bins, generator=generator)
+
+
+def block_flop(n: int, layer: Layer) -> float:
     """Multiply and add count 2; the centre taps are merged; one input channel needs no product."""
+    cin, cout, frames, bins = layer
     per_output = 5 if cin == 1 else cin + 5
     return 2.0 * n * cout * per_output * frames * bins
 
 
 def network_flop(batch: int) -> float:
-    total, frames, bins, cin = 0.0, FRAMES, N_MELS, 1
-    for cout in (64, 128, 128, 128):
-        total += block_flop(batch, cin, cout, frames, bins)
-        frames, bins, cin = frames // 2, bins // 2, cout
-    return total
+    return sum(block_flop(batch, layer) for layer in LAYERS.values())
+
+
+# What is right: the reference in float64. Clip by clip, or its maps would take gigabytes.
+
+
+@cache
+def exact_logits(batch: int) -> Tensor:
+    model = network().double()
+    with torch.no_grad(), fastsep.use_backend("reference"):
+        return torch.cat([model(x) for x in clips(batch).double().split(1)])
+
+
+def exact_block(x: Tensor, block: BlockParameters, *, pooled: bool = True) -> Tensor:
+    """Of the first of the maps x; not pooled: the bare operator, without its bias."""
+    x = x[:1].double()
+    p, a, b, bias = (w.double() for w in block[:4])
+    if pooled:
+        return reference.sep_conv2d_block(x, p, a, b, bias, block.dilation, block.pool)
+    return reference.sep_conv2d(x, p, a, b, None, block.dilation)

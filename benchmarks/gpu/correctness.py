@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import fastsep
 from benchmarks import workloads
-from benchmarks.gpu.layers import LAYERS
 from benchmarks.gpu.results import Case, Row
 from benchmarks.gpu.timing import settings
+from benchmarks.workloads import LAYERS
 from fastsep import BlockParameters, SepConvBlock, reference
 
 DTYPES = {"IEEE": torch.float32, "TF32": torch.float32, "bf16": torch.bfloat16,

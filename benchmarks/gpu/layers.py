@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,25 +11,13 @@ import fastsep
 from benchmarks import workloads
 from benchmarks.gpu.results import Case
 from benchmarks.gpu.timing import BATCHES, DTYPES, PRECISIONS, Prepared, rotated, settings, timed
+from benchmarks.workloads import LAYERS, Layer
 
 FASTSEP, NCHW, CHANNELS_LAST = "fastsep", "eager, NCHW", "eager, channels_last"
 COMPILED = "torch.compile, max-autotune"
 SYSTEMS = (FASTSEP, NCHW, CHANNELS_LAST, COMPILED)
 
 
-class Layer(NamedTuple):
-    cin: int
-    cout: int
-    frames: int
-    bins: int
-
-
-LAYERS = {
-    "block 1": Layer(1, 64, 431, 256),
-    "block 2": Layer(64, 128, 215, 128),
-    "block 3": Layer(128, 128, 107, 64),
-    "block 4": Layer(128, 128, 53, 32),
-}
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -63,7 +50,7 @@ def _cases(kind: str, prepare: Callable[[Layer, int, str, str], Prepared]) -> li
 
 def clip_flop(kind: str, layer: Layer) -> float:
     """The backward of the operator is two more passes: gradients of inputs and of weights."""
-    forward = workloads.block_flop(1, *layer)
+    forward = workloads.block_flop(1, layer)
     return 3 * forward if kind == "operator" else forward
 
 

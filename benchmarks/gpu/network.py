@@ -14,14 +14,7 @@ from asc.evaluation import evaluate
 from asc.features import N_MELS
 from asc.model import Cnn6Sep
 from benchmarks import workloads
-from benchmarks.gpu.layers import (
-    CHANNELS_LAST,
-    COMPILED,
-    FASTSEP,
-    LAYERS,
-    SYSTEMS,
-    clip_bytes,
-)
+from benchmarks.gpu.layers import CHANNELS_LAST, COMPILED, FASTSEP, SYSTEMS, clip_bytes
 from benchmarks.gpu.results import Case
 from benchmarks.gpu.timing import (
     BATCHES,
@@ -33,6 +26,7 @@ from benchmarks.gpu.timing import (
     settings,
     timed,
 )
+from benchmarks.workloads import LAYERS
 from fastsep import SepConvBlock
 
 BF16_PRODUCTS = "fastsep, compute=bf16"  # float32 maps, bfloat16 products

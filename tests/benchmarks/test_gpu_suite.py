@@ -12,16 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT))
+import fastsep
+from benchmarks import gpu_suite, workloads
+from benchmarks.gpu import correctness, layers, network, report, timing
+from benchmarks.gpu.correctness import Shape
+from benchmarks.gpu.results import Results
+from benchmarks.gpu.worker import START, cases
 
-import fastsep  # noqa: E402
-from benchmarks import gpu_suite, workloads  # noqa: E402
-from benchmarks.gpu import correctness, layers, network, report, timing  # noqa: E402
-from benchmarks.gpu.correctness import Shape  # noqa: E402
-from benchmarks.gpu.results import Case, Results  # noqa: E402
-from benchmarks.gpu.worker import START, cases  # noqa: E402
-
+ROOT = Path(__file__).parents[2]
 SHAPES = [Shape(1, 10, 9, 20), Shape(24, 10, 8, 13)]
 ODD = [Shape(20, 12, 9, 16), Shape(3, 5, 1, 7, 1, 1), Shape(2, 4, 6, 1, 3, 1),
        Shape(3, 5, 4, 4, batch=0)]  # fmt: skip
@@ -137,8 +135,8 @@ def test_a_system_that_computes_something_else_is_no_peer() -> None:
 
 def test_floors_are_those_of_the_network() -> None:
     assert network.network_bytes(4) == pytest.approx(23e6, rel=0.03)
-    flop = sum(layers.clip_flop("block", layer) for layer in layers.LAYERS.values())
-    assert flop == workloads.network_flop(1) == pytest.approx(848e6, rel=0.001)
+    flop = sum(layers.clip_flop("block", layer) for layer in workloads.LAYERS.values())
+    assert flop == workloads.network_flop(1)
 
 
 def test_case_names_are_unique() -> None:

@@ -6,6 +6,7 @@ holds the README to what this prints.
 
 import argparse
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,20 @@ def main() -> None:
 
 
 def passage(folder: Path) -> str:
-    """The network's table and a sentence on its parts, in Markdown."""
+    """The machine, the network's table and a sentence on its parts, in Markdown."""
     content = json.loads((folder / "benchmarks.json").read_text())
-    lines = network_table(content)
-    lines.insert(1, ["---"] * len(lines[0]))
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{table}\n\n{parts(content['results'])}"
+    head, *lines = (f"| {' | '.join(line)} |" for line in network_table(content))
+    table = "\n".join([head, "|---" * (head.count("|") - 1) + "|", *lines])
+    return "\n\n".join([wrap(caption(content["machine"])), table, wrap(parts(content["results"]))])
+
+
+def caption(machine: dict[str, Any]) -> str:
+    head, *changes = machine.get("commit", "").split(" ", 1)
+    tree = " ".join([f", commit {head[:10]}", *changes]) if head else ""
+    return (
+        f"{machine['processor']}, {machine['fma_gflops_1_thread']:.0f} GFLOP/s of float32 "
+        f"multiply-adds a core, {machine['date']}{tree}:"
+    )
 
 
 def network_table(content: dict[str, Any]) -> list[list[str]]:
@@ -75,6 +84,10 @@ def parts(rows: list[Row]) -> str:
         f"{share(max(others))} of the peak (block 1, all memory: {share(max(first))}). Pooling and "
         f"MLP take {head:.2f} ms of a clip, the log-mel front end {logmel:.1f} ms."
     )
+
+
+def wrap(text: str) -> str:
+    return "\n".join(textwrap.wrap(text, 100))
 
 
 def share(value: float) -> str:

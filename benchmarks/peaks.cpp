@@ -18,7 +18,8 @@ double since(Clock::time_point start) {
 
 // GFLOP/s of independent fused multiply-adds on registers.
 extern "C" double fma_gflops(double seconds) {
-  constexpr int kSums = FASTSEP_VECTOR_BYTES == 64 ? 24 : 12;  // hide the latency, fit the registers
+  constexpr int kSums =
+      FASTSEP_VECTOR_BYTES == 64 ? 24 : 12;  // hide the latency, fit the registers
   constexpr int64_t kRounds = 100000;
   Vec sums[kSums], a = Vec{} + 0.999f, b = Vec{} + 1e-3f;
   asm volatile("" : "+x"(a), "+x"(b));  // or the compiler would compute the result itself

@@ -9,6 +9,9 @@ import tarfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = (".ci", "asc", "benchmarks", "csrc", "fastsep", "tests")
+FILES = {".clang-format", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md",
+         "constraints.txt", "pyproject.toml", "setup.py"}  # fmt: skip
 
 
 def test_the_installed_wheel_serves_every_python_from_3_11() -> None:
@@ -18,16 +21,8 @@ def test_the_installed_wheel_serves_every_python_from_3_11() -> None:
 
 
 def test_the_source_distribution_holds_every_tracked_source(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "build",
-        "--sdist",
-        "--no-isolation",
-        "--outdir",
-        tmp_path,
-        ROOT,
-    ]
+    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", tmp_path,
+               ROOT]  # fmt: skip
     environment = os.environ | {"FASTSEP_NO_EXT": "1"}
     subprocess.run(command, check=True, capture_output=True, env=environment)
     (archive,) = tmp_path.glob("fastsep-*.tar.gz")
@@ -35,12 +30,13 @@ def test_the_source_distribution_holds_every_tracked_source(tmp_path: Path) -> N
         names = {name.partition("/")[2] for name in tar.getnames()}
     wanted = {
         str(path.relative_to(ROOT))
-        for folder in ("fastsep", "asc", "csrc")
+        for folder in FOLDERS
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in {".py", ".cpp", ".h", ".inc", ".cu"}
+        if path.is_file() and path.suffix not in {".pyc", ".so"}
     }
-    assert {"csrc/ops/library.cpp", "csrc/cpu/kernels.h", "csrc/cuda/cross.cu"} <= wanted
-    assert wanted | {"setup.py", "pyproject.toml", "LICENSE", "README.md"} <= names
+    assert {"csrc/cpu/kernels.h", "csrc/cuda/cross.cu", "benchmarks/peaks.cpp", ".ci/run"} <= wanted
+    assert names >= wanted | FILES
+    assert not [name for name in names if name.endswith((".pyc", ".so"))]
 
 
 def test_without_a_compiler_it_installs_and_runs_on_the_reference(tmp_path: Path) -> None:

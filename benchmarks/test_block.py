@@ -5,10 +5,10 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import fastsep
-from asc.eager import EagerBlock
 from benchmarks import workloads
 from benchmarks.measure import measure, widest_isa
 from benchmarks.workloads import LAYERS, Layer
+from fastsep.eager import to_eager
 
 OTHER = {  # with the dilation
     "F = 64": (Layer(64, 128, 215, 64), 2),
@@ -31,7 +31,7 @@ def test_block(benchmark: BenchmarkFixture, system: str, name: str, threads: int
     layer = LAYERS[name]
     block, x = workloads.block(layer.cin, layer.cout), workloads.maps(BATCH, layer)
     exact = workloads.exact_block(x, block)
-    eager = EagerBlock(block).eval()
+    eager = to_eager(workloads.layer_of(block))
     if system == "eager, channels_last":
         eager.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         x = x.to(memory_format=torch.channels_last)

@@ -10,7 +10,7 @@ from torch import Tensor
 import fastsep
 from asc.features import N_MELS
 from asc.model import WIDTHS, Cnn6Sep
-from fastsep import BlockParameters, reference
+from fastsep import BlockParameters, SepConv2d, SepConvBlock, reference
 
 FRAMES = 431
 
@@ -58,6 +58,18 @@ def block(cin: int, cout: int, dilation: int = 2) -> BlockParameters:
     )
 
 
+def layer_of(block: BlockParameters, *, pooled: bool = True) -> SepConvBlock | SepConv2d:
+    """A block as a layer; not pooled: the bare operator, without its bias."""
+    cout, cin = block.pointwise.shape
+    conv = SepConv2d(cin, cout, dilation=block.dilation, bias=pooled).to(block.pointwise)
+    conv.load_state_dict({name: getattr(block, name) for name in conv.state_dict()})
+    if not pooled:
+        return conv
+    layer = SepConvBlock(cin, cout, dilation=block.dilation, pool=block.pool).eval()
+    layer.conv, layer.bn = conv, None
+    return layer
+
+
 def maps(batch: int, layer: Layer) -> Tensor:
     """Inputs of a layer."""
     generator = torch.Generator().manual_seed(3)
@@ -92,3 +104,20 @@ def exact_block(x: Tensor, block: BlockParameters, *, pooled: bool = True) -> Te
     if pooled:
         return reference.sep_conv2d_block(x, p, a, b, bias, block.dilation, block.pool)
     return reference.sep_conv2d(x, p, a, b, None, block.dilation)
+
+
+def exact_gradients(x: Tensor, grad: Tensor, block: BlockParameters) -> list[Tensor]:
+    """Of the bare operator without bias: of the first of the maps x, and of the three weights.
+
+    A few clips at a time, since their maps in float64 fill a GPU; gradients of weights add up.
+    """
+    weights = [w.double().requires_grad_() for w in block[:3]]
+    sums, first = [torch.zeros_like(w) for w in weights], None
+    for part, upstream in zip(x.detach().split(8), grad.split(8), strict=True):
+        leaf = part.double().requires_grad_()
+        y = reference.sep_conv2d(leaf, weights[0], weights[1], weights[2], None, block.dilation)
+        dx, *rest = torch.autograd.grad(y, (leaf, *weights), upstream.double())
+        first = dx[:1].clone() if first is None else first
+        sums = [total + more for total, more in zip(sums, rest, strict=True)]
+    assert first is not None
+    return [first, *sums]

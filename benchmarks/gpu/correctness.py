@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import fastsep
 from benchmarks import workloads
@@ -16,10 +16,23 @@ from benchmarks.gpu.results import Case, Row
 from benchmarks.gpu.timing import settings
 from benchmarks.workloads import LAYERS
 from fastsep import BlockParameters, SepConvBlock, reference
+from fastsep.testing import (
+    GRADIENTS,
+    TF32,
+    forward_bound,
+    gradient_bounds,
+    random_walk,
+    rounding_of,
+    share_of_bound,
+)
 
 DTYPES = {"IEEE": torch.float32, "TF32": torch.float32, "bf16": torch.bfloat16,
           "fp16": torch.float16, "fp64": torch.float64}  # fmt: skip
-NAMES = ("x", "pointwise", "time_taps", "freq_taps", "bias")
+# Relative errors of a product. 16-bit tensors multiply exactly in a forward pass; in the backward
+# passes the gradient is a factor of its own, and the taps' gradients pass two products.
+FORWARD = {"TF32": TF32}
+BACKWARD = {"TF32": 2 * TF32, "bf16": rounding_of(torch.bfloat16),
+            "fp16": rounding_of(torch.float16)}  # fmt: skip
 
 
 class Shape(NamedTuple):
@@ -113,92 +126,6 @@ def draw_blocks(device: str, dtype: torch.dtype) -> list[BlockParameters]:
     ]  # fmt: skip
 
 
-# How far rounding may go. A sum of n terms in any order is off by at most n eps sum |terms|
-# (Higham, Accuracy and Stability of Numerical Algorithms, 3.1, with twice its unit roundoff); sums
-# over all positions, in whose n eps a missing row could hide, are held to the random walk
-# 4 sqrt(n) eps. sum |terms| is the same computation on absolute values. TF32 keeps 10 bits of the
-# factors of a product (truncated: 2^-10 each), bf16 7 (rounded: 2^-8 the pair).
-
-PRODUCTS = {"TF32": 2.01 * 2.0**-10, "bf16": 1.01 * 2.0**-8, "fp16": 1.01 * 2.0**-11}
-
-
-def operator_bound(
-    x: Tensor, weights: Sequence[Tensor], dilation: int, precision: str
-) -> tuple[Tensor, Tensor]:
-    """The operator in float64 and how far off it may be before it is stored."""
-    terms = x.shape[1] + 10  # products, taps, bias, slack for merged centre taps
-    p, a, b, bias = weights
-    y = reference.sep_conv2d(x, p, a, b, bias, dilation)
-    p, a, b, bias = (w.abs() for w in weights)
-    size = reference.sep_conv2d(x.abs(), p, a, b, bias, dilation)
-    factors = PRODUCTS["TF32"] if precision == "TF32" else 0  # 16-bit tensors multiply exactly
-    return y, (terms * _eps(precision) + factors) * size
-
-
-def gradient_bounds(
-    grad: Tensor, x: Tensor, weights: Sequence[Tensor], shape: Shape, pool: int | None, p: str
-) -> list[tuple[Tensor, Tensor]]:
-    """(gradient in float64, bound) of x and the weights; pool None is the bare operator.
-
-    A pre-activation within rounding of the ReLU's kink may fall on either side of it: what flows
-    through there is added to the bound.
-    """
-    y, error = operator_bound(x, weights, shape.dilation, p)
-    slope, kink = torch.ones_like(y), torch.zeros_like(y)
-    if pool is not None:
-        slope, kink = (y > 0).double(), (y.abs() <= error).double()
-        grad = grad.repeat_interleave(pool, 2).repeat_interleave(pool, 3) / pool**2
-        missing = (0, shape.bins - grad.shape[3], 0, shape.frames - grad.shape[2])
-        grad = nn.functional.pad(grad, missing)
-
-    def vjp(arguments: Sequence[Tensor], grad: Tensor) -> Sequence[Tensor]:
-        leaves = [t.detach().clone().requires_grad_() for t in arguments]
-        x, p, a, b, bias = leaves
-        y = reference.sep_conv2d(x, p, a, b, bias, shape.dilation)
-        return torch.autograd.grad(y, leaves, grad)
-
-    arguments = [x, *weights]
-    sizes = [t.abs() for t in arguments]
-    exact = vjp(arguments, grad * slope)
-    size = vjp(sizes, grad.abs() * torch.maximum(slope, kink))
-    flips = vjp(sizes, grad.abs() * kink)
-    positions = shape.batch * shape.frames * shape.bins
-    terms = (shape.cout, *(positions + shape.cin for _ in weights))
-    factors = 2 * PRODUCTS.get(p, 0)  # the taps' gradients pass two products
-    return [
-        (g, _stored(g, f + (4 * (m + 12) ** 0.5 * _eps(p) + factors) * s, p))
-        for g, s, f, m in zip(exact, size, flips, terms, strict=True)
-    ]
-
-
-def _eps(precision: str) -> float:
-    return torch.finfo(torch.float64 if precision == "fp64" else torch.float32).eps
-
-
-def _stored(y: Tensor, error: Tensor, precision: str) -> Tensor:
-    """The error after y is rounded to its dtype; subnormal numbers may be flushed."""
-    dtype = DTYPES[precision]
-    smallest = 2.0**-24 if dtype == torch.float16 else 2.0**-126
-    return error + torch.finfo(dtype).eps / 2 * (y.abs() + error) + smallest
-
-
-def worst(what: str, got: Tensor, exact: Tensor, bound: Tensor | float) -> float:
-    """The largest share of the bound; raises above 1, and where shapes differ or NaN appears."""
-    if got.shape != exact.shape:
-        raise AssertionError(f"{what}: shape {tuple(got.shape)}, expected {tuple(exact.shape)}")
-    if got.numel() == 0:
-        return 0.0
-    share = ((got.detach().double() - exact).abs() / bound).nan_to_num(torch.inf, torch.inf)
-    if (largest := share.max().item()) > 1:
-        wrong = int((share > 1).sum())
-        first = (share > 1).nonzero()[0].tolist()
-        raise AssertionError(
-            f"{what}: {wrong} of {got.numel()} values are off by more than rounding, the worst "
-            f"{largest:.3g} times; first at {first}"
-        )
-    return largest
-
-
 # The checks.
 
 
@@ -222,20 +149,23 @@ def channels_last(device: str, shape: Shape) -> float:
 def _check(
     shape: Shape, pool: int | None, precision: str, x: Tensor, weights: Sequence[Tensor]
 ) -> float:
-    """Output and gradients of the block, or of the operator where pool is None."""
+    """Output and gradients of the block, or of the operator where pool is None.
+
+    Sums over all positions, in whose worst case a missing row could hide, are held to the random
+    walk.
+    """
     with settings(precision):
         y, grad, gradients = _run(x, weights, shape, pool)
-    exact_x, exact_weights = x.double(), [w.double() for w in weights]
-    exact, error = operator_bound(exact_x, exact_weights, shape.dilation, precision)
-    if pool is not None:
-        exact, error = _pooled(torch.relu(exact), pool), _pooled(error, pool)
-        error = error + (pool**2 + 1) * _eps(precision) * (exact + error)
-    shares = [worst("output", y, exact, _stored(exact, error, precision))]
-    bounds = gradient_bounds(grad.double(), exact_x, exact_weights, shape, pool, precision)
-    for name, got, (exact, bound) in zip(NAMES, gradients, bounds, strict=True):
-        if got.dtype != x.dtype:
-            raise AssertionError(f"gradient of {name}: {got.dtype} for {x.dtype}")
-        shares.append(worst(f"gradient of {name}", got, exact, bound))
+    forward, backward = FORWARD.get(precision, 0.0), BACKWARD.get(precision, 0.0)
+    p, a, b, bias = weights
+    block = p, a, b, bias, shape.dilation, pool
+    shares = [share_of_bound("output", y, *forward_bound(x, [block], products=forward), x.dtype)]
+    bounds = gradient_bounds(grad, x, block, growth=random_walk, products=forward,
+                             backward_products=(backward,) * 5)  # fmt: skip
+    shares += [
+        share_of_bound(f"gradient of {name}", got, *bound, x.dtype)
+        for name, got, bound in zip(GRADIENTS, gradients, bounds, strict=True)
+    ]
     return max(shares)
 
 
@@ -248,17 +178,9 @@ def _run(
         y = fastsep.sep_conv2d(*leaves, dilation=shape.dilation)
     else:
         y = fastsep.sep_conv2d_block(*leaves, dilation=shape.dilation, pool=pool)
-    if y.dtype != x.dtype:
-        raise AssertionError(f"output: {y.dtype} for {x.dtype}")
     generator = torch.Generator().manual_seed(4)
     grad = (torch.randn(y.shape, generator=generator) + 1).to(y.device, y.dtype)
     return y.detach(), grad, torch.autograd.grad(y, leaves, grad)
-
-
-def _pooled(y: Tensor, pool: int) -> Tensor:
-    rows, columns = y.shape[2] // pool, y.shape[3] // pool
-    y = y[:, :, : rows * pool, : columns * pool]
-    return y.reshape(*y.shape[:2], rows, pool, columns, pool).mean((3, 5))
 
 
 def stack(device: str, frames: int, precision: str) -> float:
@@ -282,7 +204,7 @@ def stack(device: str, frames: int, precision: str) -> float:
     exact = reference.sep_conv2d_stack(x.double(), wide, scale.double(), shift.double(), stripes)
     eps = {"IEEE": 2.0**-23, "TF32": 2.0**-10, "bf16": 2.0**-8}
     allowed = 2 * len(blocks) * (eps["bf16"] if compute else eps[precision])
-    return worst("output", y, exact, allowed * exact.abs().max())
+    return share_of_bound("output", y, exact, allowed * exact.abs().max())
 
 
 def nan(device: str, shape: Shape) -> float:
@@ -317,7 +239,7 @@ def _twice(
 
 def _assert_equal(results: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
     """Output and gradients, bit for bit; NaN equals nothing."""
-    names = ("output", *(f"gradient of {name}" for name in NAMES))
+    names = ("output", *(f"gradient of {name}" for name in GRADIENTS))
     for name, a, b in zip(names, results, expected, strict=True):
         if not torch.equal(a, b):
             raise AssertionError(f"{name}: other bits than those of a plain run")
@@ -328,11 +250,9 @@ def autocast(device: str, shape: Shape) -> float:
     x, weights = draw(device, shape, torch.float32)
     with torch.autocast(device, torch.bfloat16):
         y = fastsep.sep_conv2d(x, *weights, dilation=shape.dilation)
-    if y.dtype != torch.bfloat16:
-        raise AssertionError(f"autocast to bfloat16 gives {y.dtype}")
-    rounded = [t.bfloat16().double() for t in (x, *weights)]
-    exact, error = operator_bound(rounded[0], rounded[1:], shape.dilation, "bf16")
-    return worst("output", y, exact, _stored(exact, error, "bf16"))
+    x, p, a, b, bias = (t.bfloat16() for t in (x, *weights))
+    bound = forward_bound(x, [(p, a, b, bias, shape.dilation, None)])
+    return share_of_bound("output", y, *bound, torch.bfloat16)
 
 
 def compiled_network(device: str, frames: int, compiler: str) -> float:
@@ -345,7 +265,7 @@ def compiled_network(device: str, frames: int, compiler: str) -> float:
     with torch.no_grad():
         expected = model(x).double()
         got = torch.compile(model, fullgraph=True, backend=compiler)(x)
-    return worst("logits", got, expected, 1e-4 * expected.abs().max())
+    return share_of_bound("logits", got, expected, 1e-4 * expected.abs().max())
 
 
 def compiled_training(device: str, shape: Shape, compiler: str) -> float:
@@ -362,7 +282,7 @@ def compiled_training(device: str, shape: Shape, compiler: str) -> float:
     got = step(torch.compile(block, fullgraph=True, backend=compiler))
     # Batch norm's backward cancels: its output may be off by what was rounded before.
     return max(
-        worst("gradient", a, b.double(), 1e-3 * b.abs().max() + 1e-9)
+        share_of_bound("gradient", a, b.double(), 1e-3 * b.abs().max() + 1e-9)
         for a, b in zip(got, expected, strict=True)
     )
 

@@ -4,21 +4,18 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 
 import torch
-from torch import Tensor
-from torch.nn.functional import avg_pool2d, conv2d
+from torch import Tensor, nn
 
-import fastsep
 from benchmarks import workloads
 from benchmarks.gpu.results import Case
-from benchmarks.gpu.timing import BATCHES, DTYPES, PRECISIONS, Prepared, rotated, settings, timed
+from benchmarks.gpu.timing import BATCHES, DTYPES, PRECISIONS, Prepared, rotated, timed
 from benchmarks.workloads import LAYERS, Layer
+from fastsep import BlockParameters
+from fastsep.eager import to_eager
 
 FASTSEP, NCHW, CHANNELS_LAST = "fastsep", "eager, NCHW", "eager, channels_last"
 COMPILED = "torch.compile, max-autotune"
 SYSTEMS = (FASTSEP, NCHW, CHANNELS_LAST, COMPILED)
-
-
-Weights = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def operator_cases() -> list[Case]:
@@ -62,33 +59,19 @@ def clip_bytes(kind: str, layer: Layer, itemsize: int) -> float:
     return itemsize * (cin * frames * bins + cout * (frames // 2) * (bins // 2))
 
 
-def eager_operator(
-    x: Tensor, pointwise: Tensor, time_taps: Tensor, freq_taps: Tensor, bias: Tensor | None = None
-) -> Tensor:
-    c = len(pointwise)
-    z = conv2d(x, pointwise[:, :, None, None])
-    y = conv2d(z, time_taps[:, None, :, None], bias, padding=(2, 0), dilation=2, groups=c)
-    return y + conv2d(z, freq_taps[:, None, None, :], padding=(0, 2), dilation=2, groups=c)
+def _weights(layer: Layer, dtype: torch.dtype) -> BlockParameters:
+    block = workloads.block(layer.cin, layer.cout)
+    p, a, b, bias = (w.to("cuda", dtype) for w in block[:4])
+    return BlockParameters(p, a, b, bias, block.dilation, block.pool)
 
 
-def eager_block(x: Tensor, *weights: Tensor) -> Tensor:
-    return avg_pool2d(torch.relu(eager_operator(x, *weights)), 2)
-
-
-def _weights(layer: Layer, dtype: torch.dtype) -> Weights:
-    weights = workloads.block(layer.cin, layer.cout)[:4]
-    p, a, b, bias = (w.to("cuda", dtype) for w in weights)
-    return p, a, b, bias
-
-
-def _function(
-    system: str, ours: Callable[..., Tensor], eager: Callable[..., Tensor]
-) -> Callable[..., Tensor]:
+def _layer(block: BlockParameters, system: str, *, pooled: bool) -> nn.Module:
+    ours = workloads.layer_of(block, pooled=pooled)
     if system == FASTSEP:
         return ours
     if system == COMPILED:
-        return torch.compile(eager, fullgraph=True, dynamic=False, mode="max-autotune")
-    return eager
+        return torch.compile(to_eager(ours), fullgraph=True, dynamic=False, mode="max-autotune")  # type: ignore[return-value]
+    return to_eager(ours)
 
 
 def _map(n: int, c: int, frames: int, bins: int, precision: str, system: str) -> Tensor:
@@ -108,11 +91,11 @@ def _operator(layer: Layer, batch: int, precision: str, system: str) -> Prepared
         x = _map(batch, cin, frames, bins, precision, system).requires_grad_()
         return x, _map(batch, cout, frames, bins, precision, system)
 
-    weights = [w.requires_grad_() for w in _weights(layer, DTYPES[precision])[:3]]
-    function = _function(system, fastsep.sep_conv2d, eager_operator)
+    module = _layer(_weights(layer, DTYPES[precision]), system, pooled=False)
+    weights = list(module.parameters())
 
     def call(x: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(function(x, *weights), (x, *weights), grad)
+        return torch.autograd.grad(module(x), (x, *weights), grad)
 
     torch.manual_seed(0)
     inputs = rotated(make)
@@ -122,12 +105,11 @@ def _operator(layer: Layer, batch: int, precision: str, system: str) -> Prepared
 
 
 def _block(layer: Layer, batch: int, precision: str, system: str) -> Prepared:
-    weights = _weights(layer, DTYPES[precision])
-    function = _function(system, fastsep.sep_conv2d_block, eager_block)
+    module = _layer(_weights(layer, DTYPES[precision]), system, pooled=True)
 
     def call(x: Tensor) -> Tensor:
         with torch.no_grad():
-            return function(x, *weights)
+            return module(x)
 
     def make() -> tuple[Tensor]:
         return (_map(batch, *layer[:1], *layer[2:], precision, system),)
@@ -137,23 +119,19 @@ def _block(layer: Layer, batch: int, precision: str, system: str) -> Prepared:
     return Prepared(call, inputs, expected=_expected_block(layer, batch))
 
 
-# What every system must find: IEEE float32 by eager PyTorch; of maps only the first clip is kept.
+# What every system must find, in float64; of maps only the first clip is kept.
 
 
 @lru_cache(maxsize=1)
 def _expected_gradients(layer: Layer, batch: int) -> list[Tensor]:
     torch.manual_seed(0)
-    x = _map(batch, layer.cin, layer.frames, layer.bins, "IEEE", NCHW).requires_grad_()
+    x = _map(batch, layer.cin, layer.frames, layer.bins, "IEEE", NCHW)
     grad = _map(batch, layer.cout, layer.frames, layer.bins, "IEEE", NCHW)
-    weights = [w.requires_grad_() for w in _weights(layer, torch.float32)[:3]]
-    with settings("IEEE"):
-        dx, *rest = torch.autograd.grad(eager_operator(x, *weights), (x, *weights), grad)
-    return [dx[:1].clone(), *rest]
+    return workloads.exact_gradients(x, grad, _weights(layer, torch.float32))
 
 
 @lru_cache(maxsize=1)
 def _expected_block(layer: Layer, batch: int) -> list[Tensor]:
     torch.manual_seed(0)
     x = _map(batch, layer.cin, layer.frames, layer.bins, "IEEE", NCHW)
-    with settings("IEEE"), torch.no_grad():
-        return [eager_block(x[:1], *_weights(layer, torch.float32))]
+    return [workloads.exact_block(x, _weights(layer, torch.float32))]

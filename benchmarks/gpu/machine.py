@@ -9,6 +9,7 @@ import torch
 import fastsep
 from benchmarks.gpu.results import Case, Row
 from benchmarks.gpu.timing import DTYPES, PRECISIONS, median_ms, settings
+from benchmarks.machine import commit
 from fastsep.kernels import select
 
 COPY, MATRIX = "copy bandwidth", "matrix rate, {}"
@@ -37,6 +38,7 @@ def describe() -> Row:
         "triton": version("triton"),
         "cudnn": torch.backends.cudnn.version(),
         "fastsep": fastsep.__version__,
+        "commit": commit(),
     }
 
 
@@ -52,7 +54,7 @@ def copy_bandwidth() -> Row:
     """Bytes read plus bytes written a second, copying 2 GB."""
     source = torch.randn(2**29, device="cuda")
     target = torch.empty_like(source)
-    ms = median_ms(target.copy_, [(source,)])
+    ms, _ = median_ms(target.copy_, [(source,)])
     return {"GB/s": 2 * source.nbytes / ms * 1e-6}
 
 
@@ -61,4 +63,5 @@ def matrix_rate(precision: str) -> Row:
     n = 8192
     a, b = (torch.randn(n, n, device="cuda", dtype=DTYPES[precision]) for _ in range(2))
     with settings(precision):
-        return {"TFLOP/s": 2 * n**3 / median_ms(torch.mm, [(a, b)]) * 1e-9}
+        ms, _ = median_ms(torch.mm, [(a, b)])
+    return {"TFLOP/s": 2 * n**3 / ms * 1e-9}

@@ -21,7 +21,7 @@ Inputs = Sequence[tuple[Any, ...]]
 
 
 class Prepared(NamedTuple):
-    """call(*inputs[i]) does the work `repeats` times; expected: float32 results of inputs[0]."""
+    """call(*inputs[i]) does the work `repeats` times; expected: exact results of inputs[0]."""
 
     call: Callable[..., object]
     inputs: Inputs
@@ -63,38 +63,44 @@ def timed(
     def run() -> Row:
         with settings(precision):
             prepared = prepare()
-            peak = check_and_measure_peak(prepared, TOLERANCE[precision])
-            ms = median_ms(prepared.call, prepared.inputs) / prepared.repeats
+            error, peak = first_call(prepared, TOLERANCE[precision])
+            ms, rounds = median_ms(prepared.call, prepared.inputs)
         return {"subject": subject, "batch": batch, "precision": precision, "system": system,
-                "flop": flop, "bytes": nbytes, "ms": ms, "peak_bytes": peak}  # fmt: skip
+                "flop": flop, "bytes": nbytes, "ms": ms / prepared.repeats, "rounds": rounds,
+                "relative_error": error, "peak_bytes": peak}  # fmt: skip
 
     name = f"{subject}, batch {batch}, {precision}: {system}"
     return Case(name, run, peer=not system.startswith("fastsep"), rank=rank)
 
 
-def check_and_measure_peak(prepared: Prepared, tolerance: float) -> int:
-    """Memory the first call takes beyond its inputs; raises when its results are wrong."""
+def first_call(prepared: Prepared, tolerance: float) -> tuple[float | None, int]:
+    """Its error, None where nothing is known, and the memory it takes beyond its inputs; raises
+    when its results are wrong."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     results = prepared.call(*prepared.inputs[0])
     peak = torch.cuda.max_memory_allocated() - before
-    if prepared.expected is not None:
-        assert_same(as_tensors(results), prepared.expected, tolerance)
-    return peak
+    if prepared.expected is None:
+        return None, peak
+    return assert_same(as_tensors(results), prepared.expected, tolerance), peak
 
 
 def as_tensors(results: object) -> list[Tensor]:
     return [results] if isinstance(results, Tensor) else list(results)  # type: ignore[call-overload]
 
 
-def assert_same(results: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> None:
-    """Raises when a result is off. There may be more results, and longer ones, than expected."""
+def assert_same(results: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> float:
+    """The largest error relative to its result's largest value; raises when that is too large.
+    There may be more results, and longer ones, than expected."""
+    errors = [0.0]
     for i, (got, wanted) in enumerate(zip(results, expected, strict=False)):
-        error = (got[: len(wanted)].float() - wanted.to(got.device)).abs().max().item()
+        error = (got[: len(wanted)].double() - wanted.to(got.device)).abs().max().item()
         size = wanted.abs().max().item()
         if not error <= tolerance * size:
             raise AssertionError(f"result {i} is off by {error:.3g}, its largest value is {size}")
+        errors.append(error / size)
+    return max(errors)
 
 
 def rotated(make: Callable[[], tuple[Tensor, ...]], l2_bytes: int | None = None) -> Inputs:
@@ -105,8 +111,10 @@ def rotated(make: Callable[[], tuple[Tensor, ...]], l2_bytes: int | None = None)
     return [first, *(make() for _ in range(copies - 1))]
 
 
-def median_ms(call: Callable[..., object], inputs: Inputs, seconds: float = 0.2) -> float:
-    """Median time of a call between CUDA events, the inputs taking turns."""
+def median_ms(
+    call: Callable[..., object], inputs: Inputs, seconds: float = 0.2
+) -> tuple[float, int]:
+    """Median time of a call between CUDA events, the inputs taking turns, and of how many."""
     turn = cycle(inputs)
 
     def times(rounds: int) -> list[float]:
@@ -123,7 +131,7 @@ def median_ms(call: Callable[..., object], inputs: Inputs, seconds: float = 0.2)
     estimate = times(2)[1]
     rounds = min(200, max(3, int(1e3 * seconds / estimate)))
     times(rounds // 4)
-    return median(times(rounds))
+    return median(times(rounds)), rounds
 
 
 def graphed(call: Callable[..., object], inputs: Inputs) -> Prepared:

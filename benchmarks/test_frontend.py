@@ -6,7 +6,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 import asc
 import fastsep
-from asc.features import CLIP_SAMPLES
+from asc.task import CLIP_SAMPLES
 from benchmarks import workloads
 from benchmarks.measure import measure, widest_isa
 

@@ -1,14 +1,12 @@
 """The whole network from log-mel to logits, folded, against other ways to run it."""
 
-import copy
-
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from asc.eager import EagerTwin
 from benchmarks import peers, workloads
 from benchmarks.measure import best_isa, measure, widest_isa
+from fastsep.eager import to_eager
 
 CASES = [(8, 2), (1, 2), (8, 1)]  # batch, threads
 BF16 = 0.1  # tolerance where products are bfloat16's
@@ -33,7 +31,7 @@ def test_peer(benchmark: BenchmarkFixture, peer: str, batch: int, threads: int) 
     """A peer that computes something else is no peer: `measure` sees to it."""
     torch.set_num_threads(threads)
     model, x = workloads.network(), workloads.clips(batch)
-    run = peers.PEERS[peer](EagerTwin(copy.deepcopy(model)).eval(), x, threads)
+    run = peers.PEERS[peer](to_eager(model), x, threads)
     measure(benchmark, run, exact=workloads.exact_logits(batch),
             tolerance=BF16 if "bf16" in peer else 1e-4, flop=workloads.network_flop(batch),
             isa=widest_isa(), threads=threads, system=peer, batch=batch)  # fmt: skip

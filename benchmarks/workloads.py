@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 import fastsep
-from asc.features import N_MELS
 from asc.model import WIDTHS, Cnn6Sep
+from asc.task import FRAMES, N_MELS
 from fastsep import BlockParameters, SepConv2d, SepConvBlock, reference
-
-FRAMES = 431
 
 
 class Layer(NamedTuple):

@@ -7,12 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asc.augment import apply_stripes
-from asc.device import Precision
-from asc.eager import EagerTwin, eager_pool
-from asc.evaluation import evaluate
-from asc.features import N_MELS
+from asc.compute import Precision
 from asc.model import Cnn6Sep
+from asc.prediction import probabilities
+from asc.task import FRAMES, N_MELS
 from benchmarks import workloads
 from benchmarks.gpu.layers import CHANNELS_LAST, COMPILED, FASTSEP, SYSTEMS, clip_bytes
 from benchmarks.gpu.results import Case
@@ -27,7 +25,7 @@ from benchmarks.gpu.timing import (
     timed,
 )
 from benchmarks.workloads import LAYERS
-from fastsep import SepConvBlock
+from fastsep.eager import to_eager
 
 BF16_PRODUCTS = "fastsep, compute=bf16"  # float32 maps, bfloat16 products
 GRAPH = ", CUDA graph"
@@ -108,17 +106,16 @@ def inference(batch: int, precision: str, system: str) -> Prepared:
     graph = system.endswith(GRAPH)
     system = system.removesuffix(GRAPH)
     model = copy.deepcopy(network()).to("cuda")
-    twin = EagerTwin(model)  # before the seed: making its layers draws random numbers
     torch.manual_seed(0)
-    with settings("IEEE"), torch.no_grad():
-        expected = twin(_clips(batch)[:8])
+    with torch.no_grad():
+        expected = to_eager(model).double()(_clips(batch)[:8].double())
     if system == BF16_PRODUCTS:
         model.blocks.compute = "bf16"
         x_dtype = torch.float32
     else:
         x_dtype = DTYPES[precision]
         model.to(x_dtype)
-    run = _variant(model, EagerTwin(model), system)
+    run = _variant(model, system)
 
     def call(x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -135,10 +132,8 @@ def training(batch: int, precision: str, system: str) -> Prepared:
     """Forward, cross entropy, backward and AdamW as in the presets; bf16 by autocast."""
     torch.manual_seed(0)
     model = Cnn6Sep().to("cuda").train()
-    twin = TrainableTwin(model)
-    trained = model if system == FASTSEP else twin
-    run = _variant(model, twin, system)
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-3, weight_decay=1e-5)
+    run = _variant(model, system)
+    optimizer = torch.optim.AdamW(run.parameters(), lr=1e-3, weight_decay=1e-5)
     targets = torch.randint(10, (batch,), device="cuda")
 
     def call(x: Tensor) -> Tensor:
@@ -153,40 +148,41 @@ def training(batch: int, precision: str, system: str) -> Prepared:
 
 
 def evaluation(batch: int, precision: str, system: str) -> Prepared:
-    """`asc.evaluation.evaluate` as users call it; the others' bf16 is autocast's."""
+    """`asc.probabilities` as users call it; the others' bf16 is autocast's. What is right is IEEE
+    float32 here."""
     model = copy.deepcopy(network()).to("cuda")
-    twin = MaskedTwin(model).eval()
     dataset = [(x, 0) for x in workloads.clips(batch)]
 
-    def probabilities(model: Any, precision: str) -> Tensor:
-        return evaluate(model, dataset, tta=TTA, device="cuda", precision=EVALUATE[precision],
-                        max_batch_bytes=TTA_BYTES)  # fmt: skip
+    def evaluate(model: Any, precision: str) -> Tensor:
+        return probabilities(model, dataset, tta=TTA, device="cuda", precision=EVALUATE[precision],
+                             max_batch_bytes=TTA_BYTES)  # fmt: skip
 
     with settings("IEEE"):
-        expected = probabilities(twin, "IEEE")
-    run = _variant(model, twin, system)
+        expected = evaluate(to_eager(model), "IEEE")
+    run = _variant(model, system)
     autocast = precision == "bf16" and system != FASTSEP
 
     def call() -> Tensor:
         with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
-            return probabilities(run, precision)
+            return evaluate(run, precision)
 
     return Prepared(call, [()], expected=[expected])
 
 
-def _variant(ours: nn.Module, twin: nn.Module, system: str) -> nn.Module:
+def _variant(model: Cnn6Sep, system: str) -> nn.Module:
     """The network as `system` runs it."""
     if system in (FASTSEP, BF16_PRODUCTS):
-        return ours
+        return model
+    twin = to_eager(model)
+    assert isinstance(twin, Cnn6Sep)
     if system == CHANNELS_LAST:
-        assert isinstance(twin.blocks, nn.Module)
-        twin.blocks.register_forward_pre_hook(_as_channels_last)
+        twin.blocks[0].register_forward_pre_hook(_as_channels_last)
     if system == COMPILED:
         return torch.compile(twin, fullgraph=True, dynamic=False, mode="max-autotune")  # type: ignore[return-value]
     return twin
 
 
-def _as_channels_last(blocks: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+def _as_channels_last(block: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
     """The same values, with strides that say so: of one channel, NCHW is channels_last too, and
     convolutions would make NCHW of it."""
     n, _, frames, bins = inputs[0].shape
@@ -196,52 +192,4 @@ def _as_channels_last(blocks: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]
 def _clips(batch: int) -> Tensor:
     """Noise, loud or low: of noise all alike an untrained network's logits are all alike."""
     loudness = 4 * torch.rand(batch, 1, 1, 1, device="cuda")
-    return loudness * torch.randn(batch, 1, workloads.FRAMES, N_MELS, device="cuda")
-
-
-class MaskedTwin(EagerTwin):
-    """The folded network in PyTorch's layers, with what `evaluate` asks of a network."""
-
-    def __init__(self, model: Cnn6Sep) -> None:
-        super().__init__(model)
-        self.specaugment, self.classes = model.specaugment, model.classes
-
-    def forward(self, logmel: Tensor, stripes: Tensor | None = None) -> Tensor:
-        x = logmel * self.affine.scale + self.affine.shift
-        return self.head(self.blocks(x if stripes is None else apply_stripes(x, stripes)))
-
-
-class TrainableTwin(nn.Module):
-    """The network before folding in PyTorch's own layers."""
-
-    def __init__(self, model: Cnn6Sep) -> None:
-        super().__init__()
-        self.network = copy.deepcopy(model)
-        self.blocks = nn.Sequential(*(TrainableBlock(block) for block in model.blocks))
-        del self.network.blocks
-
-    def forward(self, logmel: Tensor) -> Tensor:
-        x = self.network.bn0(logmel.transpose(1, 3)).transpose(1, 3)
-        return self.network.mlp(eager_pool(self.blocks(x)))
-
-
-class TrainableBlock(nn.Module):
-    def __init__(self, block: SepConvBlock) -> None:
-        super().__init__()
-        conv = block.conv
-        cin, c, d = conv.in_channels, conv.out_channels, conv.dilation
-        self.pointwise = nn.Conv2d(cin, c, 1, bias=False)
-        self.time = nn.Conv2d(c, c, (3, 1), padding=(d, 0), dilation=d, groups=c, bias=False)
-        self.freq = nn.Conv2d(c, c, (1, 3), padding=(0, d), dilation=d, groups=c, bias=False)
-        self.bn, self.pool = copy.deepcopy(block.bn), nn.AvgPool2d(block.pool)
-        for layer, weight in (
-            (self.pointwise, conv.pointwise[:, :, None, None]),
-            (self.time, conv.time_taps[:, None, :, None]),
-            (self.freq, conv.freq_taps[:, None, None, :]),
-        ):
-            layer.weight = nn.Parameter(weight.detach().clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        z = self.pointwise(x)
-        assert self.bn is not None
-        return self.pool(torch.relu(self.bn(self.time(z) + self.freq(z))))
+    return loudness * torch.randn(batch, 1, FRAMES, N_MELS, device="cuda")

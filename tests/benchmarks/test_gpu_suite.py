@@ -85,21 +85,22 @@ def test_bounds_of_gradients_notice_a_missing_row() -> None:
         share_of_bound("pointwise", gradients[1], *wrong)
 
 
-def test_the_eager_twins_compute_the_same() -> None:
+def test_the_eager_variants_compute_the_same() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 1, 32, 256)
     model = workloads.Cnn6Sep(dropout=0).train()
-    twin = network.TrainableTwin(model)
-    assert sum(p.numel() for p in twin.parameters()) == sum(p.numel() for p in model.parameters())
-    torch.testing.assert_close(twin(x), model(x), rtol=1e-4, atol=1e-5)
+    plain = network._variant(model, layers.NCHW)
+    assert sum(p.numel() for p in plain.parameters()) == sum(p.numel() for p in model.parameters())
+    torch.testing.assert_close(plain(x), model(x), rtol=1e-4, atol=1e-5)
     folded = model.folded()
     stripes = torch.tensor([[[0, 2, 9]], [[1, 30, 90]]])
-    masked = network._variant(folded, network.MaskedTwin(folded).eval(), layers.CHANNELS_LAST)
+    last = network._variant(folded, layers.CHANNELS_LAST)
     maps: list[Tensor] = []
-    masked.blocks[2].register_forward_hook(lambda *a: maps.append(a[2]))  # type: ignore[index]
+    last.blocks[2].register_forward_hook(lambda *a: maps.append(a[2]))  # type: ignore[index]
     with torch.no_grad():
-        torch.testing.assert_close(masked(x, stripes), folded(x, stripes), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(last(x, stripes), folded(x, stripes), rtol=1e-4, atol=1e-5)
     assert maps[0].is_contiguous(memory_format=torch.channels_last)
+    assert network._variant(folded, layers.FASTSEP) is folded
 
 
 def test_inputs_rotate_past_the_cache() -> None:

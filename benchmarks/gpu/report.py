@@ -10,6 +10,7 @@ from rich.table import Table
 from benchmarks.gpu.machine import COPY, MATRIX
 from benchmarks.gpu.results import Results, Row
 from benchmarks.gpu.timing import PRECISIONS
+from benchmarks.report import four_digits
 
 Rows = list[Row]
 OURS, EAGER, COMPILED = "fastsep", "eager", "torch.compile"
@@ -57,12 +58,12 @@ def timings(results: Results) -> Rows:
     bandwidth = machine.get(COPY, {}).get("GB/s")
     rows = [row for section in results.rows.values() for row in section.values() if "ms" in row]
     for row in rows:
-        row["us_per_clip"] = 1e3 * row["ms"] / row["batch"]
+        row["us_per_clip"] = four_digits(1e3 * row["ms"] / row["batch"])
         rate = machine.get(MATRIX.format(row["precision"]), {}).get("TFLOP/s")
         if bandwidth:
-            row["share_of_copy"] = row["bytes"] / bandwidth * 1e-6 / row["ms"]
+            row["share_of_copy"] = four_digits(row["bytes"] / bandwidth * 1e-6 / row["ms"])
         if rate:
-            row["share_of_math"] = row["flop"] / rate * 1e-9 / row["ms"]
+            row["share_of_math"] = four_digits(row["flop"] / rate * 1e-9 / row["ms"])
     return rows
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from asc.files import atomic
+from benchmarks.report import four_digits
 
 Row = dict[str, Any]
 
@@ -53,7 +54,7 @@ class Results:
         self.save()
 
     def finish(self, section: str, name: str, row: Row) -> None:
-        self.rows.setdefault(section, {})[name] = row
+        self.rows.setdefault(section, {})[name] = four_digits(row)
         self.running = None
         self.save()
 

@@ -66,8 +66,8 @@ def timed(
             error, peak = first_call(prepared, TOLERANCE[precision])
             ms, rounds = median_ms(prepared.call, prepared.inputs)
         return {"subject": subject, "batch": batch, "precision": precision, "system": system,
-                "flop": flop, "bytes": nbytes, "ms": ms / prepared.repeats, "rounds": rounds,
-                "relative_error": error, "peak_bytes": peak}  # fmt: skip
+                "flop": int(flop), "bytes": int(nbytes), "ms": ms / prepared.repeats,
+                "rounds": rounds, "relative_error": error, "peak_bytes": peak}  # fmt: skip
 
     name = f"{subject}, batch {batch}, {precision}: {system}"
     return Case(name, run, peer=not system.startswith("fastsep"), rank=rank)

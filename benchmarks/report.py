@@ -107,7 +107,8 @@ def tables(rows: list[Row]) -> list[Table]:
     result = []
     cases = {tuple(case_of(row).values()): case_of(row) for row in rows}
     for (case, batch, threads), where in cases.items():
-        table = Table(title=f"{case}, batch {batch}, {threads} threads", title_justify="left")
+        title = f"{case}, batch {batch}, {threads} thread{'s' if threads > 1 else ''}"
+        table = Table(title=title, title_justify="left")
         table.add_column("system")
         for column in ("ms a clip", "error", "share of FMA peak", "time / fastsep's", "allocator"):
             table.add_column(column, justify="right")

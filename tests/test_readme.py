@@ -41,10 +41,11 @@ class Block(nn.Module):
 class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv2, self.conv3 = Block(64, 128), Block(128, 128, (2, 3))
+        self.conv2, self.conv3 = Block(64, 128), Block(128, 128)
+        self.conv4 = Block(128, 128, (2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv3(self.conv2(x))
+        return self.conv4(self.conv3(self.conv2(x)))
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_my_own_model(run: Callable[[str], tuple[dict[str, Any], str]]) -> None:
     # What it prints stands beside it, as a comment.
     shown = re.findall(r"# +((?:fused|left alone) .*)", code)
     assert [line.strip() for line in printed.splitlines()] == shown
-    x = torch.randn(1, 64, 9, 8)
+    x = torch.randn(1, 64, 17, 16)
     expected = model.eval()(x)
     assert type(namespace["model"].conv2) is Block  # unfused again
     assert not any(isinstance(m, fastsep.SepConv2d) for m in namespace["plain"].modules())

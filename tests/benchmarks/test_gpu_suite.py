@@ -16,7 +16,7 @@ import fastsep
 from benchmarks import gpu_suite, workloads
 from benchmarks.gpu import correctness, layers, network, report, timing
 from benchmarks.gpu.correctness import Shape
-from benchmarks.gpu.results import Results
+from benchmarks.gpu.results import Case, Results
 from benchmarks.gpu.worker import START, cases
 from fastsep.testing import gradient_bounds, random_walk, share_of_bound
 

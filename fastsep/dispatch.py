@@ -67,8 +67,12 @@ def _backend_of(x: Tensor) -> str:
     backend = select(x.device)
     if torch.compiler.is_compiling():
         return backend
-    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    return "reference" if transformed else backend
+    return "reference" if is_transformed() else backend
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func or forward mode is at work."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _is_plain_inference(x: Tensor, args: tuple[Any, ...]) -> bool:

@@ -9,11 +9,20 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
 def fold(
     bn: BatchNorm, time_taps: Tensor, freq_taps: Tensor, eps: float | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Taps (C, 3) and a bias (C,) that do what the taps followed by `bn` in eval mode do.
+    """Taps and a bias that do what the taps followed by `bn` in eval mode do.
 
-    eps: instead of bn.eps. The scale is 1 / sqrt(var + eps) and is computed in float64: a channel
-    that hardly ever varied in training makes it huge.
-    Raises ValueError when bn keeps no running statistics.
+    Args:
+        bn: with running statistics.
+        time_taps, freq_taps: (C, 3).
+        eps: instead of bn.eps. The scale is 1 / sqrt(var + eps) and is computed in float64: a
+            channel that hardly ever varied in training makes it huge.
+
+    Returns:
+        time_taps, freq_taps (C, 3) and the bias (C,), of the taps' dtype.
+
+    Raises:
+        ValueError: bn keeps no running statistics.
+
     Source: DCASE 2021 Task 1A report of Puy, Jain and Bursuc, eq. 3-5 (which leave eps out).
     """
     scale, bias = batch_norm_affine(bn, eps)

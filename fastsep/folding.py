@@ -14,9 +14,13 @@ Module = TypeVar("Module", bound=nn.Module)
 def fold_batchnorm(module: Module, *, eps: float | None = None) -> Module:
     """A copy of `module` for inference: every fastsep block in it with its batch norm folded away.
 
-    The copy is in eval mode; `module` is left as it is. eps: instead of each batch norm's own;
-    `eps=0` reproduces software that leaves it out of the square root. Fused blocks (see `fuse`)
-    become `SepConvBlock`s in the copy, unless they got hooks or other layers inside.
+    The copy is in eval mode; `module` is left as it is. Fused blocks (see `fuse`) become
+    `SepConvBlock`s in the copy, unless they got hooks or other layers inside.
+
+    Args:
+        module: any module, a block itself included.
+        eps: instead of each batch norm's own; `eps=0` reproduces software that leaves it out of
+            the square root.
 
     Raises:
         ValueError: a batch norm without running statistics, or one of variance 0 under `eps=0`.

@@ -22,7 +22,7 @@ from fastsep.streaming import Block, chain, has_hooks, run_block, unchain
 class FuseReport:
     """What `fuse` did: module paths with a description (replaced) or a reason (left_alone).
 
-    stacks: paths of replaced blocks that run as one stack in inference.
+    stacks holds the paths of blocks that run as one stack in inference.
     """
 
     replaced: dict[str, str] = field(default_factory=dict)

@@ -21,8 +21,8 @@ from fastsep.streaming import Block, has_hooks, run_block
 class SepConv2d(nn.Module):
     """Separable convolution, (N, in_channels, T, F) -> (N, out_channels, T, F); see `sep_conv2d`.
 
-    Parameters: pointwise (out_channels, in_channels), time_taps and freq_taps (out_channels, 3),
-    and bias (out_channels,) if asked for. Initialised as `nn.Conv2d` would.
+    Its parameters are pointwise (out_channels, in_channels), time_taps and freq_taps
+    (out_channels, 3), and bias (out_channels,) if asked for, initialised as `nn.Conv2d` would.
     """
 
     def __init__(
@@ -119,7 +119,9 @@ class SepConvBlock(Block):
 class SepConvStack(nn.Sequential):
     """Consecutive `SepConvBlock`s; in eval mode one streaming pass over all of them.
 
-    compute: "bf16" trades accuracy for speed in that pass, see `sep_conv2d_stack`.
+    Args:
+        blocks: of the stack, which is a `nn.Sequential` of them.
+        compute: "bf16" trades accuracy for speed in that pass, see `sep_conv2d_stack`.
     """
 
     def __init__(self, blocks: Iterable[SepConvBlock], *, compute: str | None = None) -> None:

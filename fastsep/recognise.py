@@ -35,7 +35,8 @@ def recognise(module: nn.Module) -> Layers | str:
     """The layers of the block that the module is, or why it is not one."""
     for path, part in module.named_modules():
         if has_hooks(part):
-            return f"{path or 'the module'} has hooks, which the fused operator would not call"
+            what = "has hooks or a forward of its own, which the fused operator would not call"
+            return f"{path or 'the module'} {what}"
     found: list[Layers] = []
     modes = {part: part.training for part in module.modules()}
     try:

@@ -84,12 +84,13 @@ class Block(nn.Module):
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether calling the module itself does more than its forward."""
+    """Whether calling the module itself does something else than the forward of its class."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
+        or "forward" in module.__dict__
     )
 
 
@@ -262,10 +263,10 @@ def _joining(owner: nn.Module, path: str) -> Block | None:
     *containers, name = path.split(".")
     for container in containers:
         module = module._modules.get(container)  # type: ignore[union-attr]
-        if module is None or has_hooks(module) or "forward" in vars(module):
+        if module is None or has_hooks(module):
             return None
     assert module is not None
     block = module._modules.get(name)
-    if not isinstance(block, Block) or has_hooks(block) or "forward" in vars(block):
+    if not isinstance(block, Block) or has_hooks(block):
         return None
     return block if block.may_join() else None

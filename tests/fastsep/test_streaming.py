@@ -386,6 +386,7 @@ REPLACEMENTS: dict[str, tuple[Callable[[Any], None], list[int]]] = {
     "another convolution": (lambda m: setattr(m.conv3, "mix", nn.Conv2d(6, 6, 1)), [2, 1]),
     "another batch norm": (lambda m: setattr(m.conv3, "bn", nn.BatchNorm2d(6, eps=0.5)), [4]),
     "no batch norm": (lambda m: setattr(m.conv3, "bn", nn.Identity()), [2, 1]),
+    "another forward inside": (lambda m: setattr(m.conv3.bn, "forward", lambda x: x + 1), [2, 1]),
     "another forward": (lambda m: setattr(m.conv3, "forward", lambda x: x.abs()), [2, 1]),
     "batch statistics": (lambda m: m.conv3.bn.train(), [2, 1]),
 }

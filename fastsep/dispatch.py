@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.amp.autocast_mode import _cast
 from torch.autograd import forward_ad
+from torch.nn.modules import module as nn_module
+from torch.utils import _pytree
 
 from fastsep.kernels import KERNELS, select
 from fastsep.layouts import memory_format
@@ -19,6 +21,10 @@ operators = torch.ops.fastsep  # the namespace that fastsep.ops fills
 
 # `with below_autograd():` operators called inside go to the kernel; autograd sees none of them.
 below_autograd: Callable[[], AbstractContextManager[None]] = torch._C._AutoDispatchBelowAutograd
+
+tree_map_only = _pytree.tree_map_only  # over the values of one type in nested containers
+wrapper_tensor = Tensor._make_wrapper_subclass  # a tensor subclass without memory of its own
+has_global_hooks = nn_module._has_any_global_hook  # of all modules
 
 
 def run(

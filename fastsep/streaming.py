@@ -17,10 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.autograd import forward_ad
-from torch.utils import _pytree as pytree
 
 from fastsep.checks import BlockParameters
+from fastsep.dispatch import has_global_hooks, is_transformed, tree_map_only, wrapper_tensor
 from fastsep.functional import sep_conv2d_block, sep_conv2d_stack
 from fastsep.layouts import memory_format
 
@@ -39,9 +38,7 @@ class Promise(Tensor):
             frames, bins = frames // block.pool, bins // block.pool
         shape = x.shape[0], len(blocks[-1].pointwise), frames, bins
         strides = torch.empty(shape, device="meta", memory_format=memory_format(x)).stride()
-        promise = Tensor._make_wrapper_subclass(
-            cls, shape, strides=strides, dtype=x.dtype, device=x.device
-        )
+        promise = wrapper_tensor(cls, shape, strides=strides, dtype=x.dtype, device=x.device)
         promise._x, promise._blocks, promise._map = x, blocks, None
         return promise
 
@@ -65,7 +62,7 @@ class Promise(Tensor):
 
 def keep(values: Any) -> Any:
     """The values, nested as they are, with maps in the place of promises."""
-    return pytree.tree_map_only(Promise, Promise.kept, values)
+    return tree_map_only(Promise, Promise.kept, values)
 
 
 class Block(nn.Module):
@@ -143,8 +140,7 @@ def _is_inference(x: Tensor) -> bool:
         or x.device.type not in ("cpu", "cuda")
         or torch.is_autocast_enabled(x.device.type)
         or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
+        or is_transformed()
     )
 
 
@@ -245,7 +241,7 @@ def _promising(followed: frozenset[int]) -> Iterator[None]:
 
 def _followed(owner: nn.Module) -> Iterator[int]:
     """The blocks of a module whose maps, as things are now, go to one other block only."""
-    if nn.modules.module._has_any_global_hook():
+    if has_global_hooks():
         return
     after: dict[str, str] = vars(owner).get("_after", {})
     if _chained(owner).forward is nn.Sequential.forward:

@@ -14,7 +14,10 @@ def command(
     tta: Masks = 0,
     seed: Seed = 0,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the scores to a file too.")
+        Path | None,
+        typer.Option(
+            "--json", metavar="FILE", help="Write the scores to a file; -: standard output."
+        ),
     ] = None,
     split: Annotated[
         Literal["evaluate", "train"], typer.Option(help="Of the data set.")
@@ -37,20 +40,21 @@ def command(
     from asc.checkpoint import load_model
     from asc.compute import pick_device
     from asc.data import LogMelDataset, open_dataset
-    from asc.errors import UserError
-    from asc.files import write_json
+    from asc.files import check_file, is_stdout, write_results
     from asc.prediction import score_clips
     from asc.report.tables import print_tables, score_tables
 
     target = pick_device(device, precision)
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise UserError(f"{json_file}: its folder does not exist")
+    if json_file is not None:
+        check_file(json_file)
     model = load_model(weights, eps=eps)
     clips = open_dataset(data, split, model.classes)
     logmels = LogMelDataset(clips, cache, target)
     scores = score_clips(
         model, logmels, clips, tta=tta, seed=seed, device=target, precision=precision
     )
+    taken = json_file is not None and is_stdout(json_file)  # the tables make way
+    print_tables(Console(stderr=taken), score_tables(scores))
     if json_file is not None:
         content = {
             "weights": str(weights),
@@ -61,5 +65,4 @@ def command(
             "precision": precision,
             "results": [{"tta": masks, **s.to_dict()} for masks, s in scores.items()],
         }
-        write_json(json_file, content)
-    print_tables(Console(), score_tables(scores))
+        write_results(json_file, content)

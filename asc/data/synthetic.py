@@ -8,6 +8,7 @@ sound: scores on it say that the software works, nothing about real recordings.
 """
 
 import csv
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from asc.errors import UserError
+from asc.files import check_folder
 from asc.progress import tracked
 from asc.task import DEVICES, SAMPLE_RATE, SCENES
 
@@ -107,22 +109,23 @@ TRAIN_DEVICES = ("b", "c", "s1", "s2", "s3")  # in turn; every other training cl
 
 
 def write_synthetic(
-    root: Path, *, clips_per_scene: int = 12, seconds: float = 10.0, seed: int = 0
+    out: Path, *, clips_per_scene: int = 12, seconds: float = 10.0, seed: int = 0
 ) -> None:
     """Writes a synthetic ten-scene, nine-device data set in the TAU layout.
 
     About 30 % of the clips are for evaluation; places do not cross the splits, and devices s4-s6
-    occur in evaluation only. The same arguments give the same audio. Folders above root are made;
-    root itself appears only once it is complete.
+    occur in evaluation only. The same arguments give the same audio. Folders above `out` are made;
+    what is in it appears only once it is complete.
 
     Args:
-        root: the folder to make; may exist if it is empty.
+        out: the folder to make; may exist if it is empty.
         clips_per_scene: at least 2 (one to train on, one to evaluate on).
         seconds: length of a clip, at least 0.1.
         seed: not negative.
 
     Raises:
-        UserError: root is a file or not empty, cannot be written, or an argument is out of range.
+        UserError: out is a file or not empty, cannot be written, or an argument is out of range.
+        OSError: nothing can be made there, see `asc.files.check_folder`.
     """
     if clips_per_scene < 2:
         raise UserError(f"clips per scene must be at least 2, got {clips_per_scene}")
@@ -130,22 +133,24 @@ def write_synthetic(
         raise UserError(f"seconds must be at least {MIN_SECONDS}, got {seconds}")
     if seed < 0:
         raise UserError(f"seed must not be negative, got {seed}")
-    root = Path(root).resolve()
-    if root.exists() and not root.is_dir():
-        raise UserError(f"{root}: is a file, expected a new or empty folder")
-    if root.is_dir() and any(root.iterdir()):
-        raise UserError(f"{root}: is not empty; choose a new folder")
+    check_folder(out)
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out}: is not empty; choose a new folder")
 
-    temporary = root.with_name(f".{root.name}.{os.getpid()}.tmp")
+    root = out.resolve()
+    # A folder that is there stays the same one: it may be a mount, or somebody else's.
+    temporary = (root if root.exists() else root.parent) / f".{root.name[:32]}.{os.getpid()}.tmp"
     try:
         (temporary / "audio").mkdir(parents=True)
         (temporary / "evaluation_setup").mkdir()
         _write_into(temporary, clips_per_scene, round(seconds * SAMPLE_RATE), seed)
-        if root.exists():
-            root.rmdir()
-        temporary.rename(root)
-    except (OSError, soundfile.SoundFileError) as error:
-        raise UserError(f"{root}: cannot write the data set ({error})") from error
+        if temporary.parent == root:
+            for path in temporary.iterdir():
+                path.rename(root / path.name)
+        else:
+            temporary.rename(root)
+    except OSError as error:
+        raise UserError(f"{out}: cannot write the data set ({error.strerror or error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -188,7 +193,9 @@ def _write_into(root: Path, clips_per_scene: int, samples: int, seed: int) -> No
     plans = list(_plan(clips_per_scene, seed))
     for plan in tracked(plans, "synthetic scenes"):
         audio = synthesize(plan.scene, plan.device, (seed, plan.place, plan.segment), samples)
-        soundfile.write(root / "audio" / f"{plan.name}.wav", audio, SAMPLE_RATE, subtype="PCM_24")
+        buffer = io.BytesIO()  # libsndfile calls a full disk a "System error"
+        soundfile.write(buffer, audio, SAMPLE_RATE, format="WAV", subtype="PCM_24")
+        (root / "audio" / f"{plan.name}.wav").write_bytes(buffer.getbuffer())
 
     def write_table(name: str, header: list[str], rows: list[list[str]]) -> None:
         with (root / name).open("w", newline="", encoding="utf-8") as file:

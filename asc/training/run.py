@@ -14,6 +14,7 @@ import json
 import logging
 import platform
 import signal
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,12 +35,23 @@ from asc import checkpoint
 from asc.compute import DeviceName, float32_products
 from asc.data import LogMelDataset, open_dataset
 from asc.errors import UserError
-from asc.files import write_json
+from asc.files import check_folder, write_json
 from asc.prediction import MAX_BATCH_BYTES, batch_size
 from asc.seeds import mixed_seed
 from asc.training.callbacks import AtomicCheckpointIO, KeepBestAndLast, Progress
 from asc.training.module import LOOK_EVERY, Diverged, SceneClassifier
 from asc.training.settings import Settings, read_settings
+
+
+class RunLogger(TensorBoardLogger):
+    """Lightning would expand `~` and `$NAME` in the folder, which nothing else does."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(out.absolute(), name=None, version="tensorboard")
+
+    @property
+    def log_dir(self) -> str:
+        return str(Path(self.save_dir, "tensorboard"))
 
 
 class EpochShuffle(Sampler[int]):
@@ -60,9 +72,8 @@ class EpochShuffle(Sampler[int]):
 
 
 def check_new_run(out: Path) -> None:
-    """UserError unless a run can start in this folder: new, or empty."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file, expected a folder for the run")
+    """UserError or OSError unless a run can start in this folder: new, or empty."""
+    check_folder(out)
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out}: is not empty; choose a new folder, or resume the run in it")
 
@@ -96,7 +107,9 @@ def fit_data(
     Raises:
         UserError, OSError, KeyboardInterrupt: as `fit`, and what the data set's readers raise.
     """
-    if not resume:
+    if resume:
+        check_folder(out)
+    else:
         check_new_run(out)
     clips, validation = (open_dataset(data, split) for split in ("train", "evaluate"))
     check_batch(len(clips), settings)
@@ -153,6 +166,7 @@ def fit(
     last = out / "last.ckpt"
     first_epoch = 0
     if resume:
+        check_folder(out)
         _check_same(out, settings, classes)
         if last.exists():
             first_epoch = 1 + checkpoint.read(last)["epoch"]
@@ -179,7 +193,7 @@ def fit(
             accelerator=device,
             devices=1,
             max_epochs=preset.epochs,
-            logger=TensorBoardLogger(out, name=None, version="tensorboard"),
+            logger=RunLogger(out),
             callbacks=[KeepBestAndLast(out), Progress(), LearningRateMonitor("epoch")],
             plugins=[AtomicCheckpointIO()],
             log_every_n_steps=LOOK_EVERY[device],
@@ -191,7 +205,7 @@ def fit(
             trainer.fit(
                 module,
                 *loaders,
-                ckpt_path=last if first_epoch else None,
+                ckpt_path=last.absolute() if first_epoch else None,
                 weights_only=True,
             )
         except Diverged as error:
@@ -199,6 +213,10 @@ def fit(
             raise UserError(
                 f"training diverged in epoch {module.current_epoch}: {error}; {kept}"
             ) from error
+        except OSError as error:
+            if error.filename is not None or error.errno is None:
+                raise
+            raise OSError(error.errno, error.strerror, str(out)) from error  # of TensorBoard
         except SystemExit as error:  # how Lightning passes Ctrl-C on
             signal.signal(signal.SIGINT, handler)
             raise KeyboardInterrupt from error
@@ -225,13 +243,21 @@ def _versions() -> dict[str, str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps Lightning's remarks on what it found (no GPU, one worker) off the screen."""
+    """Keeps off the screen Lightning's remarks on what it found (no GPU, one worker), and the
+    traceback of TensorBoard's thread that writes: its errors are raised in the main thread too."""
     logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
+    level, hook = logger.level, threading.excepthook
     logger.setLevel(logging.ERROR)
+
+    def excepthook(arguments: threading.ExceptHookArgs) -> None:
+        if not isinstance(arguments.exc_value, OSError):
+            hook(arguments)
+
+    threading.excepthook = excepthook
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
             yield
     finally:
+        threading.excepthook = hook
         logger.setLevel(level)

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ Wav = Callable[..., Path]
         (("evaluate", "w", "d", "--split", "test"), "--split"),
         (("evaluate", "w", "d", "--precision", "tf32", "--device", "cpu"), "tf32"),
         (("evaluate", "w", "d", "--json", "/no/such/folder/x.json"), "/no/such/folder/x.json"),
+        (("evaluate", "w", "d", "--json", "/proc/x.json"), "/proc/x.json"),
+        (("evaluate", "w", "d", "--json", "."), "is a folder"),
     ],
 )
 def test_bad_arguments(arguments: tuple[str, ...], part: str, rejects: Rejects) -> None:
@@ -25,3 +28,33 @@ def test_bad_eps(eps: str, weights: Path, folders: Path, asc_: Asc, one_line: On
     code, _, error = asc_("evaluate", weights, folders, "--eps", eps)
     assert code == 2
     one_line(error, "eps")
+
+
+@pytest.fixture
+def classes(weights: Path, folders: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """The weights, and recordings of two of their classes."""
+    for name, clips in (("bus", "hum"), ("tram", "whistle")):
+        for split in ("train", "evaluate"):
+            (tmp_path / split).mkdir(exist_ok=True)
+            (tmp_path / split / name).symlink_to(folders / split / clips)
+    return weights, tmp_path
+
+
+def test_scores_to_standard_output(classes: tuple[Path, Path], asc_: Asc) -> None:
+    """There they are alone: the tables go to stderr."""
+    code, output, error = asc_("evaluate", *classes, "--json", "-")
+    assert code == 0
+    assert json.loads(output)["results"][0]["count"] == 2
+    assert "By class" in error
+
+
+def test_scores_are_seen_and_kept_where_the_file_cannot_be_written(
+    classes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asc_: Asc
+) -> None:
+    monkeypatch.setattr("asc.files.check_file", lambda path: None)  # as if the disk filled up since
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code, output, error = asc_("evaluate", *classes, "--json", "/proc/x.json")
+    assert code == 2 and "By class" in output
+    assert "/proc/x.json" in error and str(tmp_path) in error
+    (kept,) = tmp_path.glob("asc-results-*.json")
+    assert json.loads(kept.read_text())["results"][0]["count"] == 2

@@ -82,8 +82,11 @@ def test_refuses_to_overwrite(tmp_path: Path, refused: Refused) -> None:
 
 
 def test_fills_an_empty_folder(tmp_path: Path) -> None:
+    inode = tmp_path.stat().st_ino  # the folder may be a mount
     write_synthetic(tmp_path, clips_per_scene=2, seconds=0.1)
     assert len(open_dataset(tmp_path, "train")) == 10
+    assert tmp_path.stat().st_ino == inode
+    assert not list(tmp_path.glob(".*"))
     assert not list(tmp_path.parent.glob(f".{tmp_path.name}*"))
 
 

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from asc.augment import SpecAugment
 from asc.checkpoint import load_model, load_trainable
 from asc.errors import UserError
 from asc.training.module import SceneClassifier
-from asc.training.run import fit
+from asc.training.run import check_new_run, fit
 from asc.training.settings import Settings, read_settings
 
 CLASSES = ("fog", "rain", "snow")
@@ -113,6 +114,51 @@ def test_runs_are_not_overwritten(
         read_settings(tmp_path)
     with pytest.raises(UserError, match="is a file"):
         train(tmp_path / "config.json")
+
+
+def test_names_of_folders_are_taken_literally(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: Callable[..., Any]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("~", "$HOME"):
+        train(Path(name, "run"))
+        train(Path(name, "run"), resume=True)
+        assert (tmp_path / name / "run" / "tensorboard").is_dir()
+    assert {path.name for path in tmp_path.iterdir()} == {"~", "$HOME"}
+
+
+def test_folders_that_cannot_be_written(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, train: Callable[..., Any]
+) -> None:
+    """Said before anything else is done, TensorBoard's thread included."""
+    with pytest.raises(OSError, match="/proc/run"):
+        check_new_run(Path("/proc/run"))
+
+    def read_only(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    monkeypatch.setattr(lightning, "Trainer", None)
+    with pytest.raises(OSError, match=str(finished)):
+        train(finished, resume=True)
+
+
+def test_errors_of_tensorboard_name_the_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    train: Callable[..., Any],
+) -> None:
+    """Its thread fails on a full disk without a file's name, and shows a traceback."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path / 'run'}'"):
+        train(tmp_path / "run")
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_damaged_checkpoint(tmp_path: Path, train: Callable[..., Any], settings: Settings) -> None:

@@ -62,7 +62,7 @@ def run(out: Path, seed: int, device: DeviceName = "cpu") -> None:
     """
     started = time.perf_counter()
     check_new_run(out)
-    console = Console(record=True, highlight=False)
+    console = Console(record=True, highlight=False, markup=False)
     quick = device == "cuda" or fastsep.backends()["cpu"].available
     size = COMPILED if quick else UNCOMPILED
     # Few epochs, hence a faster learning rate than the report's; time stripes in proportion.

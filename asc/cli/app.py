@@ -1,5 +1,6 @@
 """The command line as a whole. Bad input: one line on stderr, exit code 2."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ for module in (demo, synth, train, evaluate, predict, info):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line (sys.argv's without one) and returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names that the locale's encoding does not have
+            stream.reconfigure(errors="backslashreplace")
     try:
         _check_environment()
         return app(args=argv, prog_name="asc", standalone_mode=False) or 0

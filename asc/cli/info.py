@@ -9,11 +9,11 @@ def command(weights: Weights) -> None:
 
     from asc.checkpoint import load_model
     from asc.complexity import parameter_table, size
-    from asc.report.tables import complexity_table, size_lines
+    from asc.report.tables import complexity_table, printable, size_lines
 
     model = load_model(weights)
     console = Console()
     console.print(complexity_table(parameter_table(model)))
     for line in size_lines(size(model)):
         console.print(line)
-    console.print("classes:", ", ".join(model.classes), markup=False)
+    console.print("classes:", printable(", ".join(model.classes)), markup=False)

@@ -10,7 +10,9 @@ from asc.cli.options import Device, Inference, Masks, Seed, Weights
 
 def command(
     weights: Weights,
-    audio: Annotated[list[Path], typer.Argument(help="Audio files.")],
+    audio: Annotated[
+        list[Path], typer.Argument(help="Audio files, or a data set in TAU layout: its test split.")
+    ],
     tta: Masks = 0,
     seed: Seed = 0,
     as_json: Annotated[
@@ -33,12 +35,13 @@ def command(
 
     from asc.checkpoint import load_model
     from asc.compute import pick_device
-    from asc.data import LogMelDataset, unlabelled
+    from asc.data import LogMelDataset, audio_files, unlabelled
     from asc.prediction import predict
     from asc.report.tables import prediction_table, printable
 
     target = pick_device(device, precision)
     model = load_model(weights)
+    audio = list(audio_files(audio))
     logmels = LogMelDataset(unlabelled(audio), device=target)
     found = predict(model, logmels, tta=tta, seed=seed, device=target, precision=precision)
     if not as_json:

@@ -1,19 +1,29 @@
 """Audio files in, fixed-length 44.1 kHz mono clips out."""
 
 import math
+import os
+import re
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import soundfile
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchaudio.functional import resample
 
-from asc.errors import UserError
+from asc.errors import UserError, note
 from asc.features import is_bounded
-from asc.task import CLIP_SAMPLES, SAMPLE_RATE
+from asc.task import CLIP_SAMPLES, N_FFT, SAMPLE_RATE
 
 # The resampling filter holds about (rate in / gcd) * (rate out / gcd) float32 values: 1 GiB here.
 MAX_RESAMPLING_TAPS = 2**28
+_UNKNOWN = 2**63 - 1  # frames of a file that was streamed, as libsndfile gives them
+_BLOCK = 2**16
+# libsndfile's log of a file that ends before its header says so.
+_CUT = re.compile(r"^\s*(?:data|SSND)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_STREAMED_BYTES = 0x7FFF0000  # and above: what programs write that do not know yet
 
 
 def read_audio(path: str | Path, *, max_seconds: float | None = None) -> Tensor:
@@ -21,7 +31,8 @@ def read_audio(path: str | Path, *, max_seconds: float | None = None) -> Tensor:
 
     Any format and sample type libsndfile knows (WAV of 16, 24, 32 bit and float, FLAC, Ogg, ...);
     integers are scaled to +-1, channels are averaged, other sample rates are resampled
-    (windowed sinc, torchaudio).
+    (windowed sinc, torchaudio). What was cut short, is silent or hardly there is noted
+    (`asc.errors.note`).
 
     Args:
         path: the file.
@@ -40,10 +51,14 @@ def read_audio(path: str | Path, *, max_seconds: float | None = None) -> Tensor:
             raise UserError(f"{path}: is a directory, expected an audio file")
         if not path.is_file():
             raise UserError(f"{path}: no such file")
-        with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
+        # Bytes: soundfile encodes strings, which not all names and locales allow.
+        with soundfile.SoundFile(os.fsencode(path)) as file:
+            rate, log = file.samplerate, file.extra_info
             frames = -1 if max_seconds is None else math.ceil(max_seconds * rate)
-            samples = file.read(frames, dtype="float32", always_2d=True)
+            if file.frames == _UNKNOWN:
+                samples = _read_streamed(file, frames)
+            else:
+                samples = file.read(frames, dtype="float32", always_2d=True)
     # TypeError: soundfile wants extra arguments for headerless .raw files.
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         reason = getattr(error, "error_string", "") or str(error)
@@ -54,6 +69,7 @@ def read_audio(path: str | Path, *, max_seconds: float | None = None) -> Tensor:
     waveform = torch.from_numpy(samples).mean(dim=1)
     if not is_bounded(waveform):
         raise UserError(f"{path}: holds NaN, infinite or huge samples")
+    _note_oddities(path, waveform, log)
     if rate == SAMPLE_RATE:
         return waveform
     divisor = math.gcd(rate, SAMPLE_RATE)
@@ -89,6 +105,37 @@ def load_clip(path: str | Path) -> Tensor:
     See `read_audio` for what is read and raised, `fit_length` for shorter files.
     """
     return fit_length(read_audio(path, max_seconds=CLIP_SAMPLES / SAMPLE_RATE))
+
+
+def _read_streamed(file: soundfile.SoundFile, frames: int) -> NDArray[np.float32]:
+    """Reads so many frames, -1 for all, of a file that does not say how many it has.
+
+    soundfile seeks to where it has read to, which fails at an end that is not known, and then does
+    not say how much it has read.
+    """
+    blocks = []
+    while frames:
+        length = _BLOCK if frames < 0 else min(_BLOCK, frames)
+        block = np.full((length, file.channels), np.nan, dtype=np.float32)
+        with suppress(soundfile.SoundFileError):
+            file.read(out=block)
+        held = block[~np.isnan(block[:, 0])]
+        blocks.append(held)
+        if len(held) < length:
+            break
+        frames -= length if frames > 0 else 0
+    return np.concatenate(blocks)
+
+
+def _note_oddities(path: Path, waveform: Tensor, log: str) -> None:
+    """Says what makes a file unlikely to be what the user takes it for."""
+    cut = _CUT.search(log)
+    if cut and int(cut[2]) < int(cut[1]) < _STREAMED_BYTES:
+        note(f"{path}: is cut short, it holds {cut[2]} of {cut[1]} bytes of audio")
+    if len(waveform) < N_FFT:
+        note(f"{path}: holds only {len(waveform)} samples, which are repeated to fill a clip")
+    elif waveform.min() == waveform.max():
+        note(f"{path}: is silent")
 
 
 def _one_line(text: str) -> str:

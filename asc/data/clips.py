@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# scene-city-location-segment-device; evaluation sets have devices beyond those of DEVICES.
-_TAU_NAME = re.compile(r"[^-]+-[^-]+-[^-]+-[^-]+-([a-z]|s\d+)")
+# scene-city-location-segment-device, since the edition of 2022 segment-part-device; evaluation sets
+# have devices beyond those of DEVICES.
+_TAU_NAME = re.compile(r"[^-]+-[^-]+-[^-]+-[^-]+(?:-\d+)?-([a-z]|s\d+)")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,6 @@ def unlabelled(paths: Sequence[Path]) -> ClipList:
 
 
 def device_from_name(path: Path) -> str | None:
-    """The device of a file named scene-city-location-segment-device.*, else None."""
+    """The device of a file named scene-city-location-segment[-part]-device.*, else None."""
     match = _TAU_NAME.fullmatch(path.stem)
     return match.group(1) if match else None

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +64,19 @@ def open_dataset(root: str | Path, split: Split, classes: Sequence[str] | None =
             "with a folder per class in each, or one folder per class)"
         ) from error
     return _held_out(root, clips, split)
+
+
+def audio_files(paths: Iterable[Path]) -> Iterator[Path]:
+    """The files to predict: those named, and of a data set in TAU layout those of its test split.
+
+    Raises:
+        UserError: as `read_tau`.
+    """
+    for path in paths:
+        if (path / SETUP_FOLDER).is_dir():
+            yield from (clip.path for clip in read_tau(path, "test"))
+        else:
+            yield path
 
 
 def _held_out(root: Path, clips: ClipList, split: Split) -> ClipList:

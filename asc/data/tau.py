@@ -21,7 +21,8 @@ def read_tau(root: Path, split: Split) -> ClipList:
     source_label). File names are relative to root. The device is meta's source_label; clips that
     meta does not list, or sets without meta.csv, fall back to the `-device` ending of the name.
 
-    Clips of the test split have label None: its list carries no labels.
+    Clips of the test split have label None: its list carries no labels. Evaluation sets have no
+    other split.
 
     Raises:
         UserError: not a TAU folder, list missing or unreadable, missing columns, unknown scene
@@ -40,6 +41,11 @@ def read_tau(root: Path, split: Split) -> ClipList:
         }
 
     list_path = setup / f"fold1_{split}.csv"
+    if split != "test" and not list_path.exists() and (setup / "fold1_test.csv").is_file():
+        raise UserError(
+            f"{list_path}: no such file; this set is one to predict, without labels: try "
+            f"asc predict WEIGHTS {root}"
+        )
     columns = ("filename",) if split == "test" else ("filename", "scene_label")
     clips: list[Clip] = []
     first_line: dict[str, int] = {}

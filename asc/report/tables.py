@@ -1,7 +1,6 @@
 """Scores, predictions and parameter counts as tables."""
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -44,7 +43,7 @@ def score_tables(scores_by_masks: Mapping[int, Scores]) -> Iterator[Table]:
     for name, first in scores[0].per_class.items():
         rows = [s.per_class[name] for s in scores]
         by_class.add_row(
-            name,
+            Text(printable(name)),
             str(first.count),
             *(_nats(row.log_loss) for row in rows),
             *(_percent(row.accuracy) for row in rows),
@@ -57,7 +56,7 @@ def score_tables(scores_by_masks: Mapping[int, Scores]) -> Iterator[Table]:
     for name, device in scores[0].per_device.items():
         devices = [s.per_device[name] for s in scores]
         by_device.add_row(
-            name,
+            Text(printable(name)),
             str(device.count),
             *(_nats(row.log_loss_macro) for row in devices),
             *(_percent(row.accuracy) for row in devices),
@@ -70,13 +69,13 @@ def prediction_table(paths: Iterable[Path], predictions: Iterable[Prediction]) -
     table = Table(Column("file", overflow="fold"), "label", "probability")
     for path, found in zip(paths, predictions, strict=True):
         probability = _percent(found.probabilities[found.label])
-        table.add_row(Text(printable(path)), Text(found.label), probability)
+        table.add_row(Text(printable(path)), Text(printable(found.label)), probability)
     return table
 
 
-def printable(path: Path) -> str:
-    """A file's name, with marks in place of bytes that are no text."""
-    return os.fsencode(path).decode(errors="replace")
+def printable(path: Path | str) -> str:
+    """The name of a file, class or device, with marks in place of bytes that are no text."""
+    return str(path).encode(errors="surrogateescape").decode(errors="replace")
 
 
 def complexity_table(rows: Sequence[LayerRow]) -> Table:

@@ -73,7 +73,7 @@ class EpochShuffle(Sampler[int]):
 
 def check_new_run(out: Path) -> None:
     """UserError or OSError unless a run can start in this folder: new, or empty."""
-    check_folder(out)
+    _check_folder(out)
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out}: is not empty; choose a new folder, or resume the run in it")
 
@@ -108,7 +108,7 @@ def fit_data(
         UserError, OSError, KeyboardInterrupt: as `fit`, and what the data set's readers raise.
     """
     if resume:
-        check_folder(out)
+        _check_folder(out)
     else:
         check_new_run(out)
     clips, validation = (open_dataset(data, split) for split in ("train", "evaluate"))
@@ -166,7 +166,7 @@ def fit(
     last = out / "last.ckpt"
     first_epoch = 0
     if resume:
-        check_folder(out)
+        _check_folder(out)
         _check_same(out, settings, classes)
         if last.exists():
             first_epoch = 1 + checkpoint.read(last)["epoch"]
@@ -222,6 +222,17 @@ def fit(
             raise KeyboardInterrupt from error
     best = checkpoint.load_model(out / "best.ckpt")
     checkpoint.save_folded(best, out / "folded.pt")
+
+
+def _check_folder(out: Path) -> None:
+    check_folder(out)
+    try:
+        str(out.absolute()).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{out}: TensorBoard cannot write to a folder whose name is no text in this locale; "
+            "choose another one"
+        ) from None
 
 
 def _check_same(out: Path, settings: Settings, classes: Sequence[str]) -> None:

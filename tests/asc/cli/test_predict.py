@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +52,34 @@ def test_predict(
     assert code == 0
     for part in ("one.wav", "[bold]two.wav", results[0]["label"]):
         assert part in output
+
+
+def test_locales_and_names_that_are_not_utf_8(weights: Path, tmp_path: Path, wav: Wav) -> None:
+    clip = wav(tmp_path / "clip.wav")
+    names = [b"\xff.wav", "\u00fc.wav".encode()]
+    for name in names:
+        os.link(clip, os.fsencode(tmp_path) + b"/" + name)
+    run = subprocess.run(
+        [sys.executable, "-m", "asc", "predict", weights, *names],
+        cwd=tmp_path,
+        env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    for name in ("\\ufffd.wav", "\\xfc.wav"):
+        assert name in run.stdout
+
+
+def test_predict_a_data_set(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asc_: Asc, wav: Wav
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wav(Path("set/audio/0.wav"))
+    Path("set/evaluation_setup").mkdir()
+    Path("set/evaluation_setup/fold1_test.csv").write_text("filename\naudio/0.wav\n")
+    code, output, _ = asc_("predict", weights, "set", "--json")
+    assert code == 0 and json.loads(output)["file"] == "set/audio/0.wav"
 
 
 def test_predict_prints_nothing_unless_all_files_are_good(

@@ -1,3 +1,5 @@
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,50 @@ def test_other_formats(tmp_path: Path) -> None:
     path = tmp_path / "a.flac"
     soundfile.write(path, tone(440), SAMPLE_RATE, subtype="PCM_16")
     assert read_audio(path).shape == (SAMPLE_RATE // 2,)
+
+
+@pytest.mark.parametrize("seconds", [0.01, 3.0, 11.0])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_streamed_flac(tmp_path: Path, seconds: float, channels: int) -> None:
+    """Its header leaves open how long it is."""
+    samples = np.random.default_rng(0).normal(0, 0.1, (round(seconds * SAMPLE_RATE), channels))
+    path = write(tmp_path / "a.flac", samples, subtype="PCM_16")
+    whole = read_audio(path)
+    content = bytearray(path.read_bytes())
+    assert content[:4] == b"fLaC"
+    content[21] &= 0xF0  # the number of samples: 36 bits of the first block of metadata
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    assert soundfile.info(path).frames == 2**63 - 1
+    assert torch.equal(read_audio(path), whole)
+    for length in (0.005, 10):
+        expected = whole[: math.ceil(length * SAMPLE_RATE)]
+        assert torch.equal(read_audio(path, max_seconds=length), expected)
+
+
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.wav", tone(440))
+    renamed = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.wav"))
+    path.rename(renamed)
+    assert len(read_audio(renamed)) == SAMPLE_RATE // 2
+
+
+def test_oddities_are_noted_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good, silent = write(tmp_path / "a.wav", tone(440)), write(tmp_path / "b.wav", np.zeros(9999))
+    single = write(tmp_path / "c.wav", np.ones(1))
+    cut, streamed = tmp_path / "d.wav", tmp_path / "e.wav"
+    content = good.read_bytes()
+    cut.write_bytes(content[:30_000])
+    at = content.index(b"data") + 4
+    streamed.write_bytes(content[:at] + b"\xff\xff\xff\xff" + content[at + 4 :])
+    for path in (good, streamed, silent, single, cut) * 2:
+        read_audio(path)
+    notes = [record.getMessage() for record in caplog.records]
+    assert notes == [
+        f"asc: note: {silent}: is silent",
+        f"asc: note: {single}: holds only 1 samples, which are repeated to fill a clip",
+        f"asc: note: {cut}: is cut short, it holds {30_000 - at - 4} of 66150 bytes of audio",
+    ]
 
 
 def test_channels_are_averaged(tmp_path: Path) -> None:

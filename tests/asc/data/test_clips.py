@@ -13,6 +13,8 @@ from asc.data.clips import device_from_name
         ("metro_station-lyon-1-2-s6.flac", "s6"),
         ("bus-oslo-1-22-d.wav", "d"),  # only in the evaluation set
         ("bus-oslo-1-22-S1.wav", None),
+        ("tram-lyon-1100-42000-2-s3.wav", "s3"),  # since the edition of 2022
+        ("bus-oslo-1-22-x-a.wav", None),
         ("bus-oslo-22-a.wav", None),
         ("a.wav", None),
     ],

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from asc.data import open_dataset, read_tau
+from asc.data import audio_files, open_dataset, read_tau
 from asc.task import SCENES
 
 Refused = Callable[..., Any]
@@ -61,3 +61,8 @@ def test_errors(tmp_path: Path, refused: Refused, class_folders: Callable[..., P
     class_folders(tmp_path, train=1)
     with refused(tmp_path / "evaluate"):
         open_dataset(tmp_path, "train")
+
+
+def test_files_to_predict(tau: Path) -> None:
+    named = tau / "audio"
+    assert list(audio_files([named, tau])) == [named, tau / "audio" / "tram-oslo-3-3-s4.wav"]

@@ -27,11 +27,16 @@ def test_device_from_meta_wins_over_the_name(tau: Path) -> None:
     assert read_tau(tau, "train").devices == ("d", "s1")
 
 
-def test_evaluation_set_without_labels_or_meta(tmp_path: Path, wav: Callable[..., Path]) -> None:
+def test_evaluation_set_without_labels_or_meta(
+    tmp_path: Path, wav: Callable[..., Path], refused: Refused
+) -> None:
     wav(tmp_path / "audio" / "17.wav")
     (tmp_path / "evaluation_setup").mkdir()
     (tmp_path / "evaluation_setup" / "fold1_test.csv").write_text("filename\naudio/17.wav\n")
     assert read_tau(tmp_path, "test").clips == (Clip(tmp_path / "audio" / "17.wav", None, None),)
+    for split in ("train", "evaluate"):
+        with refused(f"fold1_{split}.csv", "without labels", f"asc predict WEIGHTS {tmp_path}"):
+            read_tau(tmp_path, split)
 
 
 def test_byte_order_mark_and_windows_line_ends(tau: Path) -> None:

@@ -35,6 +35,14 @@ def test_scores_of_two_systems() -> None:
     assert owl.count(" - ") == 4  # no clips, no scores
 
 
+def test_names_of_classes_and_devices_are_no_markup() -> None:
+    classes = ("tram [x]", "tram [y]", "caf\udce9")
+    scores = score(P, np.array([0, 1]), classes, ["Zoom F8 [/left]", "[red]"])
+    output = text(score_tables({0: scores}))
+    for name in (*classes[:2], "caf\ufffd", "Zoom F8 [/left]", "[red]"):
+        assert name in output
+
+
 def test_no_table_of_devices_that_nobody_knows() -> None:
     scores = score(P, np.array([0, 1]), ("cat", "dog", "owl"), [None, None])
     assert len(list(score_tables({0: scores}))) == 2

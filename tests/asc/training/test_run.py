@@ -144,6 +144,11 @@ def test_folders_that_cannot_be_written(
         train(finished, resume=True)
 
 
+def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no text in this locale"):
+        check_new_run(tmp_path / "run\udcff")
+
+
 def test_errors_of_tensorboard_name_the_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

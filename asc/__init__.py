@@ -1,5 +1,7 @@
 """Acoustic scene classification: the complete system of a DCASE 2021 Task 1A report, on fastsep."""
 
+import getpass
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +19,12 @@ _HOMES = {
     "load_model": "asc.checkpoint",
     "probabilities": "asc.prediction",
 }
+
+
+try:
+    getpass.getuser()
+except (KeyError, OSError):  # a user id without an entry, as in `docker run --user`
+    os.environ["USER"] = f"uid-{os.getuid()}"  # torch's compiler asks for it when it is imported
 
 
 def __getattr__(name: str) -> Any:

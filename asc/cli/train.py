@@ -15,7 +15,11 @@ def command(
     out: Annotated[Path, typer.Option(help="Folder for the run, new or empty.")],
     given: dict[str, Any],
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, with its settings.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in --out, with its settings; a finished one with more --epochs.",
+        ),
     ] = False,
     device: Device = "auto",
     cache: Cache = None,

@@ -53,6 +53,10 @@ class SceneClassifier(lightning.LightningModule):
         )
         return [optimizer], [schedule]
 
+    def on_train_start(self) -> None:
+        for config in self.trainer.lr_scheduler_configs:  # resumed: with the epochs there were
+            config.scheduler.T_max = self.preset.epochs  # type: ignore[union-attr]
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         torch.manual_seed(mixed_seed(self.settings.seed, self.global_step))  # masks, MixUp, dropout
         logmel, labels = batch

@@ -1,6 +1,6 @@
 """Training on Lightning: one run, one folder.
 
-    RUN/config.json     all settings, the data and the versions of the software
+    RUN/config.json     all settings, the data and the versions of the software, of the last start
     RUN/last.ckpt       state after the last complete epoch, to resume from
     RUN/best.ckpt       state of the epoch with the lowest validation log loss
     RUN/folded.pt       best.ckpt folded, float16; written when training is over
@@ -10,16 +10,20 @@ Everything random follows from the seed and the number of the epoch or step, so 
 that was interrupted and resumed ends with the same weights as one that was not.
 """
 
+import hashlib
 import json
 import logging
+import os
 import platform
+import shutil
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +37,17 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 import fastsep
 from asc import checkpoint
 from asc.compute import DeviceName, float32_products
-from asc.data import LogMelDataset, open_dataset
-from asc.errors import UserError
+from asc.data import ClipList, LogMelDataset, open_dataset
+from asc.errors import UserError, note
 from asc.files import check_folder, write_json
 from asc.prediction import MAX_BATCH_BYTES, batch_size
 from asc.seeds import mixed_seed
 from asc.training.callbacks import AtomicCheckpointIO, KeepBestAndLast, Progress
 from asc.training.module import LOOK_EVERY, Diverged, SceneClassifier
-from asc.training.settings import Settings, read_settings
+from asc.training.settings import Settings, may_extend, read_settings
+
+SHARED_MEMORY = Path("/dev/shm")  # through which workers hand over what they loaded
+PREFETCHED = 2  # batches a worker has ready, PyTorch's default
 
 
 class RunLogger(TensorBoardLogger):
@@ -113,10 +120,25 @@ def fit_data(
         check_new_run(out)
     clips, validation = (open_dataset(data, split) for split in ("train", "evaluate"))
     check_batch(len(clips), settings)
+    notes = {
+        "data": str(data.absolute()),
+        "fingerprint": fingerprint(data, (clips, validation)),
+        "cache": cache and str(cache.absolute()),
+    }
+    if resume:
+        _check_same(out, settings, clips.classes, (len(clips), len(validation)), notes)
     datasets = LogMelDataset(clips, cache, device), LogMelDataset(validation, cache, device)
-    notes = {"data": str(data.absolute()), "cache": cache and str(cache.absolute())}
     fit(*datasets, clips.classes, settings, out, device=device, workers=workers, resume=resume,
         notes=notes)  # fmt: skip
+
+
+def fingerprint(root: Path, splits: Iterable[ClipList]) -> str:
+    """What tells a data set from others, wherever it lies: names, sizes and labels of its files."""
+    digest = hashlib.sha256()
+    for clip in chain(*splits):
+        name = os.fsencode(os.path.relpath(clip.path, root))
+        digest.update(b"%s\0%d\0%d\n" % (name, clip.path.stat().st_size, clip.label or 0))
+    return digest.hexdigest()[:16]
 
 
 def fit(
@@ -136,7 +158,8 @@ def fit(
     Args:
         train, validation: items (logmel (1, T, 256) float32, label).
         classes: names of the labels.
-        settings: preset, seed and precision; to resume, those of the run (`read_settings`).
+        settings: preset, seed and precision; to resume, those of the run (`read_settings`). A run
+            that is finished may be given more epochs, with the learning rate that it ended with.
         out: the run's folder; new or empty, unless resuming.
         device: "cpu" or "cuda".
         workers: processes that load data.
@@ -167,26 +190,35 @@ def fit(
     first_epoch = 0
     if resume:
         _check_folder(out)
-        _check_same(out, settings, classes)
+        theirs = _check_same(out, settings, classes, (clips, validation_clips), notes or {})
         if last.exists():
             first_epoch = 1 + checkpoint.read(last)["epoch"]
+        epochs = theirs["preset"]["epochs"]
+        if epochs < preset.epochs and first_epoch < epochs:
+            raise UserError(
+                f"{out}: the run has completed {first_epoch} of its {epochs} epochs, over which "
+                "its learning rate falls; resume without --epochs, then it can be extended"
+            )
+        config["extended"] = [*theirs.get("extended", []), *[epochs] * (epochs < preset.epochs)]
     else:
         check_new_run(out)
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "config.json", config)
+    write_json(out / "config.json", config)
 
     lightning.seed_everything(settings.seed, workers=True, verbose=False)
     module = SceneClassifier(settings, classes)
+    item = train[0][0]
+    validation_batch = batch_size(item.shape[1], MAX_BATCH_BYTES)
+    workers = _affordable(workers, item.nbytes * (preset.batch_size + validation_batch))
     loading: dict[str, Any] = {
         "num_workers": workers,
         "persistent_workers": workers > 0,
         "pin_memory": device == "cuda",
     }
-    frames = train[0][0].shape[1]
     sampler = EpochShuffle(clips, settings.seed, first_epoch)
     loaders = (
         DataLoader(train, preset.batch_size, sampler=sampler, drop_last=True, **loading),
-        DataLoader(validation, batch_size(frames, MAX_BATCH_BYTES), **loading),
+        DataLoader(validation, validation_batch, **loading),
     )
     with _quiet(), float32_products(settings.precision):
         trainer = lightning.Trainer(
@@ -235,12 +267,46 @@ def _check_folder(out: Path) -> None:
         ) from None
 
 
-def _check_same(out: Path, settings: Settings, classes: Sequence[str]) -> None:
-    if read_settings(out) != settings:
+def _check_same(
+    out: Path,
+    settings: Settings,
+    classes: Sequence[str],
+    clips: tuple[int, int],
+    notes: dict[str, Any],
+) -> dict[str, Any]:
+    """The run's configuration; UserError if it is of other settings or data."""
+    if not may_extend(read_settings(out), settings):
         raise UserError(f"{out}: the run has other settings than those asked for")
-    theirs = json.loads((out / "config.json").read_text(encoding="utf-8")).get("classes")
-    if theirs != list(classes):
-        raise UserError(f"{out}: the run was started on data with other classes ({theirs})")
+    config: dict[str, Any] = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    if config.get("classes") != list(classes):
+        raise UserError(
+            f"{out}: the run was started on data with other classes ({config.get('classes')})"
+        )
+    mine = {"train": clips[0], "validation": clips[1]}
+    mark = notes.get("fingerprint")
+    if config.get("clips", mine) != mine or config.get("fingerprint", mark) != mark:
+        raise UserError(
+            f"{out}: the run was started on other data ({config.get('data', 'now unknown')}, as it "
+            "was then); resume on that, or start a new run"
+        )
+    return config
+
+
+def _affordable(workers: int, batch_bytes: int) -> int:
+    """So many workers, or as many as there is shared memory for: containers have 64 MB."""
+    if workers == 0 or not SHARED_MEMORY.is_dir():
+        return workers
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    fitting = int(free / (PREFETCHED * batch_bytes)) - 1  # a share for what is computed with
+    if fitting >= workers:
+        return workers
+    fitting = max(0, fitting)
+    note(
+        f"{workers} workers need {(workers + 1) * PREFETCHED * batch_bytes / 1e6:.0f} MB of shared "
+        f"memory and {SHARED_MEMORY} has {free / 1e6:.0f} MB (docker run --shm-size): "
+        f"{fitting} load data"
+    )
+    return fitting
 
 
 def _versions() -> dict[str, str]:

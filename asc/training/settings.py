@@ -100,6 +100,16 @@ class Settings:
         recipe = {f.name: given.pop(f.name) for f in fields(Preset) if f.name in given}
         return replace(self, preset=replace(preset, **recipe), **given)
 
+    def with_epochs(self, epochs: int) -> "Settings":
+        """The settings with another number of epochs."""
+        return replace(self, preset=replace(self.preset, epochs=epochs))
+
+
+def may_extend(run: Settings, asked: Settings) -> bool:
+    """Whether a run may go on with settings: its own, but for more epochs."""
+    epochs = asked.preset.epochs
+    return epochs >= run.preset.epochs and run.with_epochs(epochs) == asked
+
 
 def read_settings(out: Path) -> Settings:
     """The settings of the run in a folder; what an older run did not know has its default.
@@ -121,7 +131,7 @@ def read_settings(out: Path) -> Settings:
 
 
 def resumed_settings(out: Path, given: Mapping[str, Any]) -> Settings:
-    """The settings of the run in a folder, which has to go on with them.
+    """The settings that the run in a folder goes on with: its own, or with more epochs.
 
     Args:
         out: the run's folder.
@@ -131,10 +141,12 @@ def resumed_settings(out: Path, given: Mapping[str, Any]) -> Settings:
         UserError: as `read_settings`, or other settings were given.
     """
     settings = read_settings(out)
-    if settings.override(given) != settings:
+    asked = settings.override(given)
+    if not may_extend(settings, asked):
         names = [f"--{name.replace('_', '-')}" for name in given if given[name] is not None]
         raise UserError(
             f"{out}: a run resumes with its own settings (see its config.json), so leave out "
             + " and ".join(names)
+            + f"; only epochs may be more than its {settings.preset.epochs}"
         )
-    return settings
+    return asked

@@ -23,3 +23,18 @@ def test_importing_it_is_quick(module: str) -> None:
     program = f"import sys, {module}; sys.exit(str([m for m in {slow} if m in sys.modules]))"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.stderr.strip() == "[]"
+
+
+def test_a_user_without_a_name() -> None:
+    """`docker run --user 1234`: torch's compiler, which training imports, asks for the name."""
+    program = """
+import os, pwd
+def getpwuid(uid): raise KeyError(uid)
+pwd.getpwuid = getpwuid
+for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+    os.environ.pop(name, None)
+import asc
+import torch._dynamo
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

@@ -28,13 +28,15 @@ def test_from_training_to_prediction(
     code, _, error = asc_("train", folders, "--out", run)
     assert code == 2
     one_line(error, run, "not empty")
-    code, _, error = asc_("train", folders, "--out", run, "--resume", "--epochs", 3)
+    code, _, error = asc_("train", folders, "--out", run, "--resume", "--batch-size", 1)
     assert code == 2
-    one_line(error, run, "--epochs")
+    one_line(error, run, "--batch-size")
     code, _, error = asc_("train", folders, "--out", run, "--resume", "--precision", "float32")
     assert code == 2
     one_line(error, run, "--precision")
     assert asc_("train", folders, "--out", run, "--resume", "--cache", cache)[0] == 0
+    assert asc_("train", folders, "--out", run, "--resume", "--epochs", 2)[0] == 0
+    assert json.loads((run / "config.json").read_text())["preset"]["epochs"] == 2
 
     results = tmp_path / "results.json"
     options = ("--tta", 2, "--seed", 1, "--json", results, "--cache", cache)

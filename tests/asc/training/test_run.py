@@ -1,21 +1,25 @@
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from asc.augment import SpecAugment
 from asc.checkpoint import load_model, load_trainable
 from asc.errors import UserError
+from asc.prediction import MAX_BATCH_BYTES, batch_size
 from asc.training.module import SceneClassifier
-from asc.training.run import check_new_run, fit
+from asc.training.run import check_new_run, fit, fit_data
 from asc.training.settings import Settings, read_settings
 
 CLASSES = ("fog", "rain", "snow")
@@ -116,6 +120,69 @@ def test_runs_are_not_overwritten(
         train(tmp_path / "config.json")
 
 
+def test_a_run_goes_on_with_its_data_alone(
+    finished: Path,
+    tmp_path: Path,
+    wav: Callable[..., Path],
+    make_clips: Callable[..., Any],
+    settings: Settings,
+) -> None:
+    """Wherever that lies now, which config.json then says."""
+    with pytest.raises(UserError, match="other data"):
+        fit(make_clips(9), make_clips(5), CLASSES, settings, finished, resume=True)
+    data, moved = tmp_path / "data", tmp_path / "moved"
+    for name in ("a", "b"):
+        for i in range(3):
+            wav(data / name / f"{i}.wav", hertz=100 + i, seconds=0.1)
+    settings = Settings(replace(settings.preset, epochs=1, batch_size=2))
+    out = tmp_path / "run"
+    fit_data(data, settings, out)
+    data.rename(moved)
+    fit_data(moved, settings, out, resume=True)
+    config = json.loads((out / "config.json").read_text())
+    assert config["data"] == str(moved) and config["extended"] == []
+    wav(moved / "a" / "0.wav", seconds=0.2)
+    with pytest.raises(UserError, match=rf"other data \({moved}"):
+        fit_data(moved, settings, out, resume=True)
+    (moved / "a" / "0.wav").rename(moved / "a" / "3.wav")
+    with pytest.raises(UserError, match="other data"):
+        fit_data(moved, settings, out, resume=True)
+
+
+def test_a_finished_run_can_be_extended(
+    tmp_path: Path, train: Callable[..., Any], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the learning rate it ended with, to the same bits however often it is interrupted."""
+    for name in ("run", "twice"):
+        train(tmp_path / name)
+    longer = settings.with_epochs(5)
+    extended = train(tmp_path / "run", longer, resume=True)
+    content = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert content["epoch"] == 4
+    assert content["lr_schedulers"][0]["_last_lr"] == [settings.preset.min_lr]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["extended"] == [3]
+    assert read_settings(tmp_path / "run") == longer
+    train(tmp_path / "twice", settings.with_epochs(4), resume=True)
+    assert same(extended, train(tmp_path / "twice", longer, resume=True))
+    with pytest.raises(UserError, match="other settings"):
+        train(tmp_path / "run", settings, resume=True)
+
+
+def test_a_run_is_finished_before_it_is_extended(
+    tmp_path: Path, train: Callable[..., Any], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SceneClassifier, "on_validation_epoch_end", interrupted)
+        train(tmp_path / "run")
+    with pytest.raises(UserError, match=r"completed 0 of its 3 epochs.*resume without --epochs"):
+        train(tmp_path / "run", settings.with_epochs(5), resume=True)
+    assert read_settings(tmp_path / "run") == settings
+
+
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_names_of_folders_are_taken_literally(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: Callable[..., Any]
 ) -> None:
@@ -179,6 +246,35 @@ def test_loading_in_processes_changes_nothing(
 ) -> None:
     weights = train(tmp_path / "run", workers=1)
     assert same(weights, load_trainable(finished / "last.ckpt").state_dict())
+
+
+@pytest.mark.parametrize(("shares", "workers"), [(0.1, 0), (3.1, 2), (5.1, 4)])
+def test_workers_that_shared_memory_has_room_for(
+    shares: float,
+    workers: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    train: Callable[..., Any],
+    make_clips: Callable[..., Any],
+) -> None:
+    """Beyond, a worker dies of a bus error."""
+    used: list[int] = []
+
+    class Loader(DataLoader[Any]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            used.append(options["num_workers"])
+            raise KeyboardInterrupt
+
+    bytes_a_worker = 2 * make_clips(1)[0][0].nbytes * (4 + batch_size(16, MAX_BATCH_BYTES))
+    free = SimpleNamespace(free=shares * bytes_a_worker)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    monkeypatch.setattr("asc.training.run.DataLoader", Loader)
+    monkeypatch.setattr("asc.training.run.SHARED_MEMORY", tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", workers=4)
+    assert used == [workers]
+    assert ("shared memory" in caplog.text) == (workers < 4)
 
 
 def test_mixed_precision(

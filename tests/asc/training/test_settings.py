@@ -108,9 +108,18 @@ def test_a_run_resumes_with_its_own_settings(
     assert resumed_settings(tmp_path, nothing) == settings
     same = {"preset": "ce_mu_tta", "epochs": 3, "batch_size": 4, "seed": 1, "precision": "float32"}
     assert resumed_settings(tmp_path, same) == settings
-    for given in ({"preset": "ce_tta"}, {"batch_size": 5}, {"seed": 2}, {"precision": "bf16"}):
+    for given in (
+        {"preset": "ce_tta"},
+        {"epochs": 2},
+        {"batch_size": 5},
+        {"seed": 2},
+        {"precision": "bf16"},
+    ):
         (name,) = given
         with refused(tmp_path, f"leave out --{name.replace('_', '-')}"):
             resumed_settings(tmp_path, nothing | given)
+    assert resumed_settings(tmp_path, {"epochs": 9}) == settings.with_epochs(9)
+    with refused(tmp_path, "only epochs may be more than its 3"):
+        resumed_settings(tmp_path, {"epochs": 9, "seed": 2})
     with refused("no run to resume"):
         resumed_settings(tmp_path / "new", nothing)

@@ -8,10 +8,12 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from setuptools import setup
 
+WITHOUT = "FASTSEP_NO_EXT=1 installs without the compiled kernels, all in plain PyTorch"
 ABI = "0x020b000000000000"  # TORCH_TARGET_VERSION: torch 2.11
 
 
@@ -59,7 +61,23 @@ def extensions() -> tuple[list, dict]:
                 **common,
             )
         )
-    return found, {"build_ext": BuildExtension.with_options(use_ninja=True)}
+
+    class Build(BuildExtension):
+        """In the end one sentence on what to do, not only pages of compilers and of PyTorch."""
+
+        def run(self) -> None:
+            compiler = os.environ.get("CXX") or "c++"
+            if shutil.which(compiler.split()[0]) is None:
+                sys.exit(
+                    f"fastsep: there is no C++ compiler '{compiler}'; install one, or: {WITHOUT}"
+                )
+            try:
+                super().run()
+            except Exception as error:  # of setuptools, ninja or PyTorch, by what went wrong
+                message = " ".join(str(error).split())
+                sys.exit(f"fastsep: the kernels could not be built ({message}): {WITHOUT}")
+
+    return found, {"build_ext": Build}
 
 
 def nvcc_release(nvcc: str) -> str:

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -161,6 +162,28 @@ class use_backend:
         _forced = self._previous
 
 
+def _unasked_for() -> bool:
+    """Whether kernels are missing where nobody has said that they may be: in a clone, or broken."""
+    asked = os.environ.get("FASTSEP_NO_EXT") == "1" or interpreted()
+    clone = (_PACKAGE.parent / "csrc").is_dir()
+    built = (_PACKAGE / "_cpu.abi3.so").exists()
+    return _cpu_missing is not None and not asked and (clone or built)
+
+
+_to_warn = _unasked_for()
+
+
+def _warn() -> None:
+    """At the first use, not at import: what does not compute needs no kernels."""
+    global _to_warn
+    _to_warn = False
+    warnings.warn(
+        f"fastsep computes in plain PyTorch, many times slower: {_cpu_missing} "
+        "(FASTSEP_BACKEND=reference asks for it)",
+        stacklevel=2,
+    )
+
+
 def select(device: torch.device) -> str:
     """The backend for tensors on `device`.
 
@@ -170,6 +193,8 @@ def select(device: torch.device) -> str:
     if _forced is None:
         if device.type == "cpu" and _cpu_missing is None:
             return "cpu"
+        if _to_warn and device.type == "cpu" and not torch.compiler.is_compiling():
+            _warn()
         return "triton" if device.type == "cuda" and _has_triton else "reference"
     gpu = "cpu" if interpreted() else "cuda"
     needs = {"cpu": "cpu", "triton": gpu, "cuda": "cuda"}.get(_forced, device.type)

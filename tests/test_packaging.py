@@ -8,6 +8,8 @@ import sys
 import tarfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = (".ci", "asc", "benchmarks", "csrc", "fastsep", "tests")
 FILES = {".clang-format", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md",
@@ -66,3 +68,26 @@ print(json.dumps([status.available, status.detail, list(shape)]))
     assert not available
     assert "was not built" in detail
     assert shape == [1, 5, 4, 4]
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+def test_a_build_that_fails_ends_in_what_to_do(tmp_path: Path, compiler: str) -> None:
+    run = subprocess.run(
+        [
+            sys.executable,
+            "setup.py",
+            "build_ext",
+            "--build-lib",
+            tmp_path,
+            "--build-temp",
+            tmp_path,
+        ],
+        cwd=ROOT,
+        env=os.environ | {"CXX": compiler, "FASTSEP_NO_EXT": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1
+    last = run.stderr.splitlines()[-1]
+    assert last.startswith("fastsep: ") and compiler in last and "FASTSEP_NO_EXT=1" in last
+    assert "Traceback" not in run.stderr

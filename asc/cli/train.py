@@ -18,7 +18,7 @@ def command(
         bool,
         typer.Option(
             "--resume",
-            help="Go on with the run in --out, with its settings; a finished one with more --epochs.",
+            help="Go on with the run in --out and its settings; when done, for more --epochs.",
         ),
     ] = False,
     device: Device = "auto",

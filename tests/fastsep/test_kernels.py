@@ -2,8 +2,12 @@
 
 import copy
 import importlib
+import os
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -140,3 +144,43 @@ def test_a_forced_backend_refuses_tensors_of_other_devices(cpu_kernels: None) ->
         pytest.raises(ValueError, match=r"'cpu' is forced but takes cpu tensors, got one on meta"),
     ):
         fastsep.sep_conv2d(x, *weights)
+
+
+@pytest.mark.parametrize(
+    ("sources", "library", "environment", "warnings"),
+    [
+        (True, False, {}, 1),
+        (True, False, {"FASTSEP_BACKEND": "reference"}, 0),
+        (True, False, {"FASTSEP_NO_EXT": "1"}, 0),
+        (False, False, {}, 0),  # installed without, so on purpose
+        (False, True, {}, 1),  # there, but does not load
+    ],
+)
+def test_missing_kernels_are_said_once_unless_asked_for(
+    tmp_path: Path, sources: bool, library: bool, environment: dict[str, str], warnings: int
+) -> None:
+    """At the first use: importing and moving around stay silent."""
+    package = tmp_path / "fastsep"
+    shutil.copytree(Path(fastsep.__file__).parent, package, ignore=shutil.ignore_patterns("*.so"))
+    if sources:
+        (tmp_path / "csrc").mkdir()
+    if library:
+        (package / "_cpu.abi3.so").write_text("no library")
+    program = """
+import sys, warnings
+with warnings.catch_warnings(action="error"):
+    import torch, fastsep
+    layer = fastsep.SepConv2d(3, 4)
+for _ in range(3):
+    layer(torch.randn(1, 3, 5, 4))
+"""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("FASTSEP_")}
+    run = subprocess.run(
+        [sys.executable, "-W", "always", "-P", "-c", program],
+        env=inherited | environment | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("UserWarning: fastsep computes in plain PyTorch") == warnings
+    assert ("FASTSEP_BACKEND=reference" in run.stderr) == (warnings > 0)

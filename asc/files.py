@@ -63,6 +63,17 @@ def check_folder(path: Path) -> None:
         _try_in(there)
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it, if it is not there; a link to nothing, where it leads.
+
+    Raises:
+        UserError, OSError: as `check_folder`.
+    """
+    check_folder(path)
+    with _naming(path):
+        Path(os.path.realpath(path)).mkdir(parents=True, exist_ok=True)
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that replaces `path` when the block ends well, and leaves it alone otherwise.

@@ -19,7 +19,7 @@ from asc.data.audio import load_clip
 from asc.data.clips import ClipList
 from asc.errors import UserError
 from asc.features import LogMel
-from asc.files import atomic, check_folder
+from asc.files import atomic, make_folder
 from asc.progress import tracked
 from asc.task import CLIP_SAMPLES, FRAMES, HOP, N_FFT, N_MELS, SAMPLE_RATE
 
@@ -127,8 +127,7 @@ def _write(path: Path, clips: ClipList, device: torch.device | str) -> None:
         "shape": (len(clips), FRAMES, N_MELS),
     }
     try:
-        check_folder(path.parent)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         # Plain writes, not a writable map: a full disk then raises instead of killing the process.
         with atomic(path) as file:
             npy.write_array_header_1_0(file, header)

@@ -39,7 +39,7 @@ from asc import checkpoint
 from asc.compute import DeviceName, float32_products
 from asc.data import ClipList, LogMelDataset, open_dataset
 from asc.errors import UserError, note
-from asc.files import check_folder, write_json
+from asc.files import check_folder, make_folder, write_json
 from asc.prediction import MAX_BATCH_BYTES, batch_size
 from asc.seeds import mixed_seed
 from asc.training.callbacks import AtomicCheckpointIO, KeepBestAndLast, Progress
@@ -202,14 +202,15 @@ def fit(
         config["extended"] = [*theirs.get("extended", []), *[epochs] * (epochs < preset.epochs)]
     else:
         check_new_run(out)
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
     write_json(out / "config.json", config)
 
     lightning.seed_everything(settings.seed, workers=True, verbose=False)
     module = SceneClassifier(settings, classes)
-    item = train[0][0]
-    validation_batch = batch_size(item.shape[1], MAX_BATCH_BYTES)
-    workers = _affordable(workers, item.nbytes * (preset.batch_size + validation_batch))
+    item, validation_item = train[0][0], validation[0][0]
+    validation_batch = batch_size(validation_item.shape[1], MAX_BATCH_BYTES)
+    batches = item.nbytes * preset.batch_size + validation_item.nbytes * validation_batch
+    workers = _affordable(workers, batches)
     loading: dict[str, Any] = {
         "num_workers": workers,
         "persistent_workers": workers > 0,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from asc.errors import UserError
-from asc.files import atomic, check_file, check_folder, write_json, write_results
+from asc.files import atomic, check_file, check_folder, make_folder, write_json, write_results
 
 Refused = Callable[..., Any]
 NOWHERE = Path("/proc/no.json")  # where not even root can make files
@@ -173,6 +173,9 @@ def test_folders(tmp_path: Path, refused: Refused) -> None:
         check_folder(file)
     with refused(file / "new", f"lies below {file}, which is a file"):
         check_folder(file / "new")
+    (tmp_path / "link").symlink_to("target")
+    make_folder(tmp_path / "link")
+    assert (tmp_path / "target").is_dir() and (tmp_path / "link").is_symlink()
     with refused("-", "standard output"):
         check_folder(Path("-"))
 

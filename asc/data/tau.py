@@ -22,7 +22,7 @@ def read_tau(root: Path, split: Split) -> ClipList:
     meta does not list, or sets without meta.csv, fall back to the `-device` ending of the name.
 
     Clips of the test split have label None: its list carries no labels. Evaluation sets have no
-    other split.
+    other list; the evaluate split is then that one, with labels from meta.csv if it has any.
 
     Raises:
         UserError: not a TAU folder, list missing or unreadable, missing columns, unknown scene
@@ -32,21 +32,19 @@ def read_tau(root: Path, split: Split) -> ClipList:
     if not setup.is_dir():
         raise UserError(f"{root}: not a TAU data set (no folder '{SETUP_FOLDER}')")
     meta_path = root / "meta.csv"
-    sources: dict[str, str] = {}
+    meta: dict[str, dict[str, str]] = {}
     if meta_path.is_file():
-        sources = {
-            row["filename"]: row["source_label"]
-            for _, row in _read_table(meta_path, ("filename",))
-            if row.get("source_label")
-        }
+        meta = {row["filename"]: row for _, row in _read_table(meta_path, ("filename",))}
 
     list_path = setup / f"fold1_{split}.csv"
+    columns: tuple[str, ...] = ("filename",) if split == "test" else ("filename", "scene_label")
     if split != "test" and not list_path.exists() and (setup / "fold1_test.csv").is_file():
-        raise UserError(
-            f"{list_path}: no such file; this set is one to predict, without labels: try "
-            f"asc predict WEIGHTS {root}"
-        )
-    columns = ("filename",) if split == "test" else ("filename", "scene_label")
+        if split == "train" or not any(row.get("scene_label") for row in meta.values()):
+            raise UserError(
+                f"{list_path}: no such file; this set is one to predict, without labels: try "
+                f"asc predict WEIGHTS {root}"
+            )
+        list_path, columns = setup / "fold1_test.csv", ("filename",)  # labels are in meta.csv
     clips: list[Clip] = []
     first_line: dict[str, int] = {}
     for line, row in _read_table(list_path, columns):
@@ -59,15 +57,18 @@ def read_tau(root: Path, split: Split) -> ClipList:
         first_line[name] = line
         label = None
         if split != "test":
-            if row["scene_label"] not in SCENES:
+            scene = row.get("scene_label") or meta.get(name, {}).get("scene_label")
+            if scene not in SCENES:
                 raise UserError(
-                    f"{list_path}, line {line}: unknown scene label '{row['scene_label']}', "
+                    f"{list_path}, line {line}: unknown scene label '{scene or ''}', "
                     f"expected one of {', '.join(SCENES)}"
                 )
-            label = SCENES.index(row["scene_label"])
+            label = SCENES.index(scene)
         if not path.is_file():
             raise UserError(f"{list_path}, line {line}: no such audio file: {path}")
-        clips.append(Clip(path, label, sources.get(name) or device_from_name(path)))
+        clips.append(
+            Clip(path, label, meta.get(name, {}).get("source_label") or device_from_name(path))
+        )
     if not clips:
         raise UserError(f"{list_path}: lists no clips")
     return ClipList(SCENES, tuple(clips))

@@ -39,6 +39,21 @@ def test_evaluation_set_without_labels_or_meta(
             read_tau(tmp_path, split)
 
 
+def test_evaluation_set_with_labels_in_meta(tau: Path, refused: Refused) -> None:
+    setup = tau / "evaluation_setup"
+    for split in ("train", "evaluate"):
+        (setup / f"fold1_{split}.csv").unlink()
+    evaluate = read_tau(tau, "evaluate")
+    assert (evaluate.labels, evaluate.devices) == ((9,), ("s4",))
+    assert read_tau(tau, "test").labels == (None,)
+    with refused("fold1_train.csv", "no such file"):
+        read_tau(tau, "train")
+    meta = (tau / "meta.csv").read_text().replace("tram-oslo", "gone-oslo")
+    (tau / "meta.csv").write_text(meta)
+    with refused("fold1_test.csv, line 2", "unknown scene label ''"):
+        read_tau(tau, "evaluate")
+
+
 def test_byte_order_mark_and_windows_line_ends(tau: Path) -> None:
     path = tau / "evaluation_setup" / "fold1_train.csv"
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))

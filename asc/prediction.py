@@ -1,13 +1,16 @@
 """Logits, probabilities and scores of clips, with or without test-time augmentation (TTA)."""
 
 import copy
-from collections.abc import Iterator
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
 
 from asc.augment import SpecAugment
 from asc.compute import Precision, float32_products, send
@@ -28,10 +31,14 @@ MAX_BATCH_BYTES = 2**30
 # Maps of block 1's size that the slowest way to compute it (fastsep's plain-PyTorch reference)
 # holds at once; the fused kernels need far less.
 _MAPS_ALIVE = 6
+_DRAWN = 256  # masks drawn at once; another number draws other masks
 
 
 class LogMelItems(Protocol):
-    """Items (logmel (1, T, 256) float32, label), all of one T, as of `asc.data.LogMelDataset`."""
+    """Items (logmel (1, T, 256) float32, label), all of one T, as of `asc.data.LogMelDataset`.
+
+    An attribute `names`, a name for every item, is used where there is one.
+    """
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
@@ -61,7 +68,8 @@ def probabilities(
 
     With tta = K > 0 a clip's probabilities are the mean of the softmax outputs under K masks drawn
     from `model.specaugment`; its unmasked self is not among them. The masks of a clip depend on
-    seed and the clip's index, and on nothing else.
+    seed, K and the name of its file without folders, and on nothing else; on its index where the
+    items have no names.
 
     Args:
         model: in eval mode, best folded; left as it is.
@@ -91,14 +99,17 @@ def probabilities(
         return logits.softmax(dim=1)
     with _computing(model, device, precision) as (network, where):
         results = _results(model, items, where)
+        names = item_names(items) or range(len(items))
         for index in tracked(range(len(items)), f"evaluation, {tta} masks a clip"):
             logmel = send(items[index][0][None], where)
             frames, bins = logmel.shape[2:]
-            stripes = draw_masks(model.specaugment, tta, frames, bins, seed, index)
-            logits = masked_logits(network, logmel, stripes, max_batch_bytes=max_batch_bytes)
-            mean = logits.softmax(dim=1).mean(dim=0)
-            results[index] = mean.where(logits.isfinite().all(), torch.nan)
-    return _checked(results)
+            total = torch.zeros_like(results[index])
+            for stripes in draw_masks(model.specaugment, tta, frames, bins, seed, names[index]):
+                logits = masked_logits(network, logmel, stripes, max_batch_bytes=max_batch_bytes)
+                outputs = logits.softmax(dim=1).sum(dim=0)
+                total += outputs.where(logits.isfinite().all(), torch.nan)
+            results[index] = total / tta
+    return _checked(results, items)
 
 
 @torch.inference_mode()
@@ -124,7 +135,7 @@ def clip_logits(
             stop = min(start + size, len(items))
             batch = torch.stack([items[index][0] for index in range(start, stop)])
             logits[start:stop] = network(send(batch, where))
-    return _checked(logits)
+    return _checked(logits, items)
 
 
 @torch.inference_mode()
@@ -205,11 +216,31 @@ def score_clips(
 
 
 def draw_masks(
-    specaugment: SpecAugment, tta: int, num_frames: int, num_bins: int, seed: int, index: int
-) -> Tensor:
-    """The TTA masks (tta, S, 3) of clip number `index`, reproducible in (seed, index)."""
-    generator = torch.Generator().manual_seed(mixed_seed(seed, index))
-    return specaugment.draw(tta, num_frames, num_bins, generator)
+    specaugment: SpecAugment, tta: int, num_frames: int, num_bins: int, seed: int, clip: str | int
+) -> Iterator[Tensor]:
+    """The TTA masks of a clip, reproducible in seed, tta and the clip's name or number.
+
+    Yields:
+        (n, S, 3), n at most 256; together there are tta of them.
+    """
+    if isinstance(clip, str):
+        clip = int.from_bytes(hashlib.sha256(os.fsencode(clip)).digest())
+    generator = torch.Generator().manual_seed(mixed_seed(seed, clip))
+    for start in range(0, tta, _DRAWN):
+        yield specaugment.draw(min(_DRAWN, tta - start), num_frames, num_bins, generator)
+
+
+def item_names(items: object) -> Sequence[str] | None:
+    """The items' own names, through PyTorch's ways to take parts and to join; None without."""
+    if hasattr(items, "names"):
+        return items.names
+    if isinstance(items, Subset):
+        names = item_names(items.dataset)
+        return names and [names[index] for index in items.indices]
+    if isinstance(items, ConcatDataset):
+        parts = [item_names(part) for part in items.datasets]
+        return None if None in parts else [name for part in parts for name in part or ()]
+    return None
 
 
 def batch_size(num_frames: int, max_batch_bytes: int) -> int:
@@ -252,11 +283,12 @@ def _results(model: Network, items: LogMelItems, device: torch.device) -> Tensor
     return torch.empty(len(items), len(model.classes), dtype=torch.float64, device=device)
 
 
-def _checked(results: Tensor) -> Tensor:
+def _checked(results: Tensor, items: LogMelItems) -> Tensor:
     """The results on the CPU; UserError if a row is not finite."""
     results = results.cpu()
     bad = (~results.isfinite().all(dim=1)).nonzero()
     if len(bad):
-        number = int(bad[0])
-        raise UserError(f"clip {number}, counted from 0: the network's outputs are not finite")
+        number, names = int(bad[0]), item_names(items)
+        clip = f"'{names[number]}'" if names else f"clip {number}, counted from 0"
+        raise UserError(f"{clip}: the network's outputs are not finite")
     return results

@@ -12,6 +12,8 @@ from asc.compute import DeviceChoice, Precision
 from asc.settings import Option, options
 from asc.training.settings import MAX_SEED, Settings
 
+MAX_MASKS = 10_000  # two minutes a clip on a good core; memory does not grow with them
+
 Weights = Annotated[
     Path, typer.Argument(help="A training checkpoint, folded weights, or an SP4ASC checkpoint.")
 ]
@@ -19,7 +21,13 @@ Data = Annotated[
     Path, typer.Argument(help="A data set: TAU layout, or one folder of audio files per class.")
 ]
 Masks = Annotated[
-    int, typer.Option("--tta", min=0, help="Masks per clip to average over; 0: no augmentation.")
+    int,
+    typer.Option(
+        "--tta",
+        min=0,
+        max=MAX_MASKS,
+        help="Masks per clip to average over; 0: no augmentation.",
+    ),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of everything random.")]
 Device = Annotated[

@@ -68,6 +68,11 @@ class LogMelDataset(Dataset[tuple[Tensor, int]]):
                 with contextlib.suppress(OSError):
                     path.unlink()
 
+    @property
+    def names(self) -> list[str]:
+        """The clips' file names without folders, from which their TTA masks follow."""
+        return [clip.path.name for clip in self.clips]
+
     def __len__(self) -> int:
         return len(self.clips)
 

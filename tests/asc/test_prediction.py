@@ -6,12 +6,13 @@ from typing import Any, get_args
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
 
 import asc
 from asc import prediction
 from asc.augment import SpecAugment
 from asc.compute import Precision
-from asc.data import Clip, ClipList
+from asc.data import Clip, ClipList, LogMelDataset, unlabelled
 from asc.errors import UserError
 from asc.metrics import score
 from asc.model import Cnn6, Cnn6Sep
@@ -19,6 +20,7 @@ from asc.prediction import (
     batch_size,
     clip_logits,
     draw_masks,
+    item_names,
     masked_logits,
     predict,
     probabilities,
@@ -58,22 +60,70 @@ def test_without_masks(model: Cnn6Sep) -> None:
 def test_tta_is_the_mean_of_the_softmax_outputs(model: Cnn6Sep) -> None:
     p = probabilities(model, CLIPS, tta=6, seed=3)
     for index, (x, _) in enumerate(CLIPS):
-        masks = draw_masks(model.specaugment, 6, 32, 256, 3, index)
+        (masks,) = draw_masks(model.specaugment, 6, 32, 256, 3, index)
         outputs = [model(x[None], mask[None]).double().softmax(1)[0] for mask in masks]
         torch.testing.assert_close(p[index], torch.stack(outputs).mean(0), rtol=1e-5, atol=1e-7)
     assert (p - probabilities(model, CLIPS)).abs().max() > 1e-3  # the masks do something
 
 
-def test_masks_depend_on_seed_and_index_alone(model: Cnn6Sep) -> None:
+class Named(Subset[tuple[Tensor, int]]):
+    """Clips with the names of their files."""
+
+    def __init__(self, indices: list[int], names: list[str]) -> None:
+        super().__init__(CLIPS, indices)
+        self.names = names
+
+
+def test_masks_depend_on_seed_and_clip_alone(model: Cnn6Sep) -> None:
     spec = SpecAugment()
-    masks = draw_masks(spec, 30, 431, 256, 1, 5)
-    torch.manual_seed(99)
-    assert torch.equal(masks, draw_masks(spec, 30, 431, 256, 1, 5))
-    for seed, index in ((1, 6), (2, 5), (5, 1)):
-        assert not torch.equal(masks, draw_masks(spec, 30, 431, 256, seed, index))
+    for clip, others in ((5, ((1, 6), (2, 5), (5, 1))), ("a.wav", ((1, "b.wav"), (2, "a.wav")))):
+        (masks,) = draw_masks(spec, 30, 431, 256, 1, clip)
+        torch.manual_seed(99)
+        assert torch.equal(masks, *draw_masks(spec, 30, 431, 256, 1, clip))
+        for seed, other in others:
+            assert not torch.equal(masks, *draw_masks(spec, 30, 431, 256, seed, other))
     # More masks begin with the same ones only by chance, but clips in other company do not change.
     alone = probabilities(model, CLIPS[:2], tta=4, seed=1)
     assert torch.equal(alone, probabilities(model, CLIPS, tta=4, seed=1)[:2])
+
+
+def test_a_file_has_one_answer_wherever_it_stands(model: Cnn6Sep, tmp_path: Path, wav: Any) -> None:
+    """Its masks follow from its name; in all containers of PyTorch, and in another folder."""
+    names = [f"{i}.wav" for i in range(5)]
+    clips, order = Named([0, 1, 2, 3, 4], names), [3, 0, 4, 1, 2]
+    p = probabilities(model, clips, tta=4, seed=1)
+    shuffled = Named(order, [names[i] for i in order])
+    joined = ConcatDataset([Subset(clips, order[:2]), Subset(clips, order[2:])])
+    for other in (shuffled, Subset(clips, order), joined):
+        assert torch.equal(probabilities(model, other, tta=4, seed=1), p[order])
+    assert item_names(ConcatDataset([clips, Subset(CLIPS, [0])])) is None  # not all have one
+
+    first, second = (wav(tmp_path / folder / "x.wav") for folder in ("one", "other"))
+    files = LogMelDataset(unlabelled([first, wav(tmp_path / "y.wav", 900), second]))
+    assert files.names == ["x.wav", "y.wav", "x.wav"]
+    p = probabilities(model, files, tta=2)
+    assert torch.equal(p[0], p[2]) and not torch.equal(p[0], p[1])
+
+
+def test_no_number_of_masks_is_held_at_once(
+    model: Cnn6Sep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, draw = [], SpecAugment.draw
+
+    def spy(self: SpecAugment, n: int, *args: Any) -> Tensor:
+        drawn.append(n)
+        return draw(self, n, *args)
+
+    monkeypatch.setattr(SpecAugment, "draw", spy)
+    masks = list(draw_masks(SpecAugment(), 600, 32, 256, 0, "x"))
+    assert drawn == [256, 256, 88] and torch.cat(masks).unique(dim=0).shape[0] > 590
+    drawn.clear()
+    assert next(draw_masks(SpecAugment(), 10**12, 32, 256, 0, 0)).shape == (256, 4, 3)
+    assert drawn == [256]  # the rest when it is asked for
+    monkeypatch.setattr(prediction, "_DRAWN", 3)
+    stripes = torch.cat(list(draw_masks(model.specaugment, 7, 32, 256, 0, 0)))
+    mean = masked_logits(model, CLIPS[0][0][None], stripes).softmax(1).mean(0)
+    torch.testing.assert_close(probabilities(model, CLIPS[:1], tta=7)[0], mean)
 
 
 def test_memory_limit_does_not_change_the_result(model: Cnn6Sep) -> None:
@@ -96,7 +146,7 @@ def test_batches_and_copies(model: Cnn6Sep, monkeypatch: pytest.MonkeyPatch) -> 
         return forward(self, logmel, stripes)
 
     monkeypatch.setattr(Cnn6Sep, "forward", spy)
-    masks = draw_masks(model.specaugment, 7, 32, 256, 0, 0)
+    (masks,) = draw_masks(model.specaugment, 7, 32, 256, 0, 0)
     masked_logits(model, CLIPS[0][0][None], masks, max_batch_bytes=3 * COPY)
     assert [n for n, _ in seen] == [3, 3, 1]
     assert all(stride == 0 for n, stride in seen if n > 1)
@@ -124,6 +174,10 @@ def test_outputs_that_are_not_finite_are_an_error(model: Cnn6Sep, tta: int) -> N
     clips = [*CLIPS[:3], (torch.full((1, 32, 256), torch.nan), 0)]
     with pytest.raises(UserError, match=r"clip 3.*not finite"):
         probabilities(model, clips, tta=tta)
+    named = Named([0, 1], ["a.wav", "b.wav"])
+    named.dataset = [clips[0], clips[3]]
+    with pytest.raises(UserError, match=r"'b\.wav': .*not finite"):
+        probabilities(model, named, tta=tta)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -132,7 +186,7 @@ def test_outputs_that_are_not_finite_are_an_error(model: Cnn6Sep, tta: int) -> N
 def test_evaluation_never_waits_for_the_gpu(
     precision: Precision, tta: int, backend: str, monkeypatch: pytest.MonkeyPatch, fake_gpu: FakeGpu
 ) -> None:
-    monkeypatch.setattr(prediction, "_checked", lambda results: results)  # waits, in the end
+    monkeypatch.setattr(prediction, "_checked", lambda results, _: results)  # waits, in the end
     model = Cnn6Sep(3).folded()
     with fake_gpu(backend) as gpu:
         model.to(gpu.device)
@@ -222,7 +276,7 @@ def test_a_model_elsewhere_is_copied_one_in_place_is_not() -> None:
 def test_by_default_it_computes_where_the_model_is(
     fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prediction, "_checked", lambda results: results)
+    monkeypatch.setattr(prediction, "_checked", lambda results, _: results)
     model = Cnn6Sep(3).folded()
     with fake_gpu() as gpu:
         model.to(gpu.device)

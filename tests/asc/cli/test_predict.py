@@ -82,6 +82,25 @@ def test_predict_a_data_set(
     assert code == 0 and json.loads(output)["file"] == "set/audio/0.wav"
 
 
+def test_a_file_is_named_alike_wherever_it_stands(
+    weights: Path, tmp_path: Path, asc_: Asc, wav: Wav
+) -> None:
+    files = [
+        wav(tmp_path / folder / f"{hertz}.wav", hertz) for hertz in (300, 900) for folder in "ab"
+    ]
+    options = ("--json", "--tta", 3)
+
+    def answers(*paths: Path) -> dict[str, object]:
+        lines = asc_("predict", weights, *paths, *options)[1].splitlines()
+        return {found["file"]: found["probabilities"] for found in map(json.loads, lines)}
+
+    expected = answers(*files)
+    assert answers(*files[::-1]) == expected and len(expected) == 4
+    assert answers(files[2]) == {str(files[2]): expected[str(files[2])]}
+    a, again, other, _ = expected.values()
+    assert a == again != other  # folders do not count
+
+
 def test_predict_prints_nothing_unless_all_files_are_good(
     weights: Path, tmp_path: Path, asc_: Asc, one_line: OneLine, wav: Wav
 ) -> None:
@@ -99,6 +118,7 @@ def test_predict_prints_nothing_unless_all_files_are_good(
     ("arguments", "part"),
     [
         (("predict", "w", "a", "--tta", "-1"), "--tta"),
+        (("predict", "w", "a", "--tta", "1000000000"), "10000"),
         (("predict", "w", "a", "--seed", "-1"), "--seed"),
         (("predict", "w"), "audio"),
         (("predict", "w", "a", "--device", "abacus"), "--device"),

@@ -1,5 +1,6 @@
 """`asc train`."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,10 +28,11 @@ def command(
 ) -> None:
     """Trains a network.
 
-    Leaves best.ckpt, last.ckpt, folded.pt (float16, for inference), config.json and TensorBoard
-    logs in --out.
+    Leaves last.ckpt, best.ckpt (the epoch that did best on the clips held out), folded.pt (float16,
+    for inference), config.json and TensorBoard logs in --out.
     """
     from asc.compute import pick_device
+    from asc.training.callbacks import validated
     from asc.training.run import fit_data
     from asc.training.settings import Settings, resumed_settings
 
@@ -43,4 +45,11 @@ def command(
             raise
         print(f"asc: interrupted; --resume goes on with the run in {out}", file=sys.stderr)
         raise typer.Exit(130) from None
-    print(f"{out / 'folded.pt'}: weights for inference")
+    for name in ("last", "best"):
+        if scores := validated(out / f"{name}.ckpt"):
+            print(
+                f"{name} epoch, {scores.epoch}: on the clips held out log loss "
+                f"{scores.log_loss:.3f}, accuracy {100 * scores.accuracy:.1f} %"
+            )
+    print(f"{out / 'folded.pt'}: weights for inference, of the {settings.keep} epoch; next:")
+    print(shlex.join(["asc", "evaluate", str(out / "folded.pt"), str(data), "--tta", "30"]))

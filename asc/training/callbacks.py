@@ -1,6 +1,7 @@
 """What Lightning calls back during a run: checkpoints and the progress bar."""
 
 import io
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import ProcessingSpeedColumn
 
+from asc import checkpoint
 from asc.files import atomic
 from asc.training.module import looks
 
@@ -26,29 +28,48 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             file.write(buffer.getbuffer())
 
 
+@dataclass(frozen=True)
+class Validated:
+    """What validation said about an epoch, counted from 1."""
+
+    epoch: int
+    log_loss: float
+    accuracy: float
+
+
 class KeepBestAndLast(Checkpoint):
-    """best.ckpt and last.ckpt, after every epoch's validation.
+    """best.ckpt and last.ckpt, after every epoch's validation; each knows its own scores.
 
     Unlike ModelCheckpoint it still knows the best score after the run's folder was moved.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.best = folder, float("inf")
+        self.validated: Validated | None = None
 
     def on_train_epoch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        log_loss = trainer.callback_metrics["val/log_loss"].item()
+        log_loss, accuracy = (
+            trainer.callback_metrics[f"val/{name}"].item() for name in ("log_loss", "accuracy")
+        )
+        self.validated = Validated(trainer.current_epoch + 1, log_loss, accuracy)
         if log_loss < self.best:
             self.best = log_loss
             trainer.save_checkpoint(self.folder / "best.ckpt")
         trainer.save_checkpoint(self.folder / "last.ckpt")
 
-    def state_dict(self) -> dict[str, float]:
-        return {"best": self.best}
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "validated": self.validated and asdict(self.validated)}
 
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
+
+
+def validated(path: Path) -> Validated | None:
+    """The scores that a checkpoint of a run holds; older ones hold none."""
+    state = checkpoint.read(path)["callbacks"][KeepBestAndLast.__name__]
+    return Validated(**state["validated"]) if state.get("validated") else None
 
 
 class Progress(RichProgressBar):

@@ -3,7 +3,8 @@
     RUN/config.json     all settings, the data and the versions of the software, of the last start
     RUN/last.ckpt       state after the last complete epoch, to resume from
     RUN/best.ckpt       state of the epoch with the lowest validation log loss
-    RUN/folded.pt       best.ckpt folded, float16; written when training is over
+    RUN/folded.pt       last.ckpt (or best.ckpt, see `Settings.keep`) folded, float16; written when
+                        training is over
     RUN/tensorboard/    losses, scores and learning rate (`tensorboard --logdir RUN`)
 
 Everything random follows from the seed and the number of the epoch or step, so on one machine a run
@@ -253,8 +254,8 @@ def fit(
         except SystemExit as error:  # how Lightning passes Ctrl-C on
             signal.signal(signal.SIGINT, handler)
             raise KeyboardInterrupt from error
-    best = checkpoint.load_model(out / "best.ckpt")
-    checkpoint.save_folded(best, out / "folded.pt")
+    chosen = checkpoint.load_model(out / f"{settings.keep}.ckpt")
+    checkpoint.save_folded(chosen, out / "folded.pt")
 
 
 def _check_folder(out: Path) -> None:

@@ -8,13 +8,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from asc.compute import Precision
 from asc.errors import UserError
 from asc.settings import About, check
 
 MAX_SEED = 2**32 - 1  # Lightning's
+
+Keep: TypeAlias = Literal["last", "best"]  # and the names of the checkpoints
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,13 @@ class Settings:
         Precision,
         About("tf32: float32 with TF32 products, on GPUs; bf16: mixed, parameters in float32."),
     ] = "float32"
+    keep: Annotated[
+        Keep,
+        About(
+            "The epoch that becomes folded.pt. best is chosen on the clips that `asc evaluate` "
+            "scores, which flatters; best.ckpt holds it in any case."
+        ),
+    ] = "last"
 
     def __post_init__(self) -> None:
         check(self)

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,8 +21,13 @@ def test_from_training_to_prediction(
 ) -> None:
     run, cache = tmp_path / "run", tmp_path / "cache"
     options = ("--epochs", 1, "--batch-size", 2, "--preset", "fl_tta", "--cache", cache)
-    code, _, error = asc_("train", folders, "--out", run, *options, "--precision", "bf16")
+    code, output, error = asc_("train", folders, "--out", run, *options, "--precision", "bf16")
     assert code == 0, error
+    *scores, kept, following = output.splitlines()
+    for name, line in zip(("last", "best"), scores, strict=True):
+        assert re.fullmatch(rf"{name} epoch, 1: .* log loss \d\.\d+, accuracy \d+\.\d %", line)
+    assert f"{run / 'folded.pt'}: " in kept and "last epoch" in kept
+    assert following == f"asc evaluate {run / 'folded.pt'} {folders} --tta 30"
     config = json.loads((run / "config.json").read_text())
     assert config["preset"]["loss"] == "focal" and config["precision"] == "bf16"
 

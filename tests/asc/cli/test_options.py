@@ -9,7 +9,7 @@ from asc.cli.options import with_settings
 from asc.settings import options
 from asc.training.settings import Settings
 
-NAMES = ["preset", "epochs", "batch_size", "seed", "precision"]
+NAMES = ["preset", "epochs", "batch_size", "seed", "precision", "keep"]
 
 
 def command(data: str, given: dict[str, Any], resume: bool = False) -> None:

@@ -18,6 +18,8 @@ from asc.augment import SpecAugment
 from asc.checkpoint import load_model, load_trainable
 from asc.errors import UserError
 from asc.prediction import MAX_BATCH_BYTES, batch_size
+from asc.training import run
+from asc.training.callbacks import KeepBestAndLast, validated
 from asc.training.module import SceneClassifier
 from asc.training.run import check_new_run, fit, fit_data
 from asc.training.settings import Settings, read_settings
@@ -49,8 +51,33 @@ def test_run_folder(finished: Path, settings: Settings) -> None:
     folded, best = load_model(finished / "folded.pt"), load_model(finished / "best.ckpt")
     assert folded.classes == best.classes == CLASSES
     assert folded.specaugment == best.specaugment == SpecAugment(5, 16, 2)
-    for name, tensor in folded.state_dict().items():
-        assert torch.equal(tensor, best.state_dict()[name].half().float()), name
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_folded_weights_are_of_the_epoch_asked_for(
+    keep: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    train: Callable[..., Any],
+    settings: Settings,
+) -> None:
+    class FirstIsBest(KeepBestAndLast):
+        def on_train_epoch_end(self, *arguments: Any) -> None:
+            super().on_train_epoch_end(*arguments)
+            self.best = -1.0
+
+    monkeypatch.setattr(run, "KeepBestAndLast", FirstIsBest)
+    monkeypatch.setattr(FirstIsBest, "state_key", "KeepBestAndLast")
+    assert Settings().keep == "last"
+    train(tmp_path, replace(settings, keep=keep))
+    kept, other = (load_model(tmp_path / f"{name}.ckpt").state_dict() for name in
+                   (("last", "best") if keep == "last" else ("best", "last")))  # fmt: skip
+    for name, tensor in load_model(tmp_path / "folded.pt").state_dict().items():
+        assert torch.equal(tensor, kept[name].half().float()), name
+        assert not torch.equal(tensor, other[name].half().float()), name
+    best, last = (validated(tmp_path / f"{name}.ckpt") for name in ("best", "last"))
+    assert best and last and (best.epoch, last.epoch) == (1, 3)
+    assert 0 <= best.accuracy <= 1 and best.log_loss != last.log_loss
 
 
 def test_last_batch_is_dropped_and_the_schedule_ends(finished: Path, settings: Settings) -> None:

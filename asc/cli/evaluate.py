@@ -20,7 +20,10 @@ def command(
         ),
     ] = None,
     split: Annotated[
-        Literal["evaluate", "train"], typer.Option(help="Of the data set.")
+        Literal["evaluate", "train", "all"],
+        typer.Option(
+            help="Of the data set. Of one folder per class, evaluate is a fifth, held out by name."
+        ),
     ] = "evaluate",
     eps: Annotated[
         float | None,
@@ -40,6 +43,7 @@ def command(
     from asc.checkpoint import load_model
     from asc.compute import pick_device
     from asc.data import LogMelDataset, open_dataset
+    from asc.errors import note
     from asc.files import check_file, is_stdout, write_results
     from asc.prediction import score_clips
     from asc.report.tables import print_tables, score_tables
@@ -49,12 +53,17 @@ def command(
         check_file(json_file)
     model = load_model(weights, eps=eps)
     clips = open_dataset(data, split, model.classes)
+    if clips.of is not None:
+        note(
+            f"{len(clips)} of {clips.of} clips are scored, the split '{split}'; "
+            "--split all scores all of them"
+        )
     logmels = LogMelDataset(clips, cache, target)
     scores = score_clips(
         model, logmels, clips, tta=tta, seed=seed, device=target, precision=precision
     )
     taken = json_file is not None and is_stdout(json_file)  # the tables make way
-    print_tables(Console(stderr=taken), score_tables(scores))
+    print_tables(Console(stderr=taken), score_tables(scores, clips.of))
     if json_file is not None:
         content = {
             "weights": str(weights),

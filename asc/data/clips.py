@@ -21,10 +21,14 @@ class Clip:
 
 @dataclass(frozen=True)
 class ClipList:
-    """A sequence of clips and the names of their classes, in label order."""
+    """A sequence of clips and the names of their classes, in label order.
+
+    of: how many there are where these are a part that was chosen for the user.
+    """
 
     classes: tuple[str, ...]
     clips: tuple[Clip, ...]
+    of: int | None = None
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -34,6 +38,10 @@ class ClipList:
 
     def __iter__(self) -> Iterator[Clip]:
         return iter(self.clips)
+
+    def __add__(self, other: "ClipList") -> "ClipList":
+        """Both, of the same classes."""
+        return ClipList(self.classes, self.clips + other.clips)
 
     @property
     def labels(self) -> tuple[int | None, ...]:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from asc.data.clips import Clip, ClipList
 from asc.data.folders import read_folders
@@ -28,7 +29,7 @@ def open_dataset(root: str | Path, split: Split, classes: Sequence[str] | None =
 
     Args:
         root: the data set's folder.
-        split: "train", "evaluate", or "test" (TAU only: clips without labels).
+        split: "train", "evaluate", "all" (both), or "test" (TAU only: clips without labels).
         classes: for layouts 2 and 3, the classes in label order (of a trained model, say), of which
             some may have no folder; None takes them from the folders.
 
@@ -38,8 +39,8 @@ def open_dataset(root: str | Path, split: Split, classes: Sequence[str] | None =
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such data set folder")
-    if split not in ("train", "evaluate", "test"):
-        raise UserError(f"unknown split '{split}': choose one of train, evaluate, test")
+    if split not in get_args(Split):
+        raise UserError(f"unknown split '{split}': choose one of {', '.join(get_args(Split))}")
     if (root / SETUP_FOLDER).is_dir():
         if classes is not None and tuple(classes) != SCENES:
             raise UserError(
@@ -52,7 +53,8 @@ def open_dataset(root: str | Path, split: Split, classes: Sequence[str] | None =
     if train.is_dir() and evaluate.is_dir():
         if split == "train":
             return read_folders(train, classes)
-        return read_folders(evaluate, classes or read_folders(train).classes)
+        held_out = read_folders(evaluate, classes or read_folders(train).classes)
+        return held_out if split == "evaluate" else read_folders(train, held_out.classes) + held_out
     if train.is_dir() or evaluate.is_dir():
         missing = evaluate if train.is_dir() else train
         raise UserError(f"{missing}: no such folder (train and evaluate come in pairs)")
@@ -63,7 +65,7 @@ def open_dataset(root: str | Path, split: Split, classes: Sequence[str] | None =
             f"{error} (a data set is a TAU folder with {SETUP_FOLDER}/, or train/ and evaluate/ "
             "with a folder per class in each, or one folder per class)"
         ) from error
-    return _held_out(root, clips, split)
+    return clips if split == "all" else _held_out(root, clips, split)
 
 
 def audio_files(paths: Iterable[Path]) -> Iterator[Path]:
@@ -89,9 +91,9 @@ def _held_out(root: Path, clips: ClipList, split: Split) -> ClipList:
         if len(members) < 2 and label is not None:
             raise UserError(
                 f"{root / clips.classes[label]}: has a single audio file; at least two are needed, "
-                "one to train on and one to evaluate on"
+                "one to train on and one to evaluate on (the split 'all' takes all there are)"
             )
         members.sort(key=lambda clip: hashlib.sha256(os.fsencode(clip.path.name)).digest())
         held_out.update(members[: max(1, round(EVALUATE_SHARE * len(members)))])
     chosen = tuple(clip for clip in clips if (clip in held_out) == (split == "evaluate"))
-    return replace(clips, clips=chosen)
+    return replace(clips, clips=chosen, of=len(clips))

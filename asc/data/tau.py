@@ -8,7 +8,7 @@ from asc.data.clips import Clip, ClipList, device_from_name
 from asc.errors import UserError
 from asc.task import SCENES
 
-Split = Literal["train", "evaluate", "test"]
+Split = Literal["train", "evaluate", "test", "all"]  # all: train and evaluate
 
 SETUP_FOLDER = "evaluation_setup"
 
@@ -22,13 +22,19 @@ def read_tau(root: Path, split: Split) -> ClipList:
     meta does not list, or sets without meta.csv, fall back to the `-device` ending of the name.
 
     Clips of the test split have label None: its list carries no labels. Evaluation sets have no
-    other list; the evaluate split is then that one, with labels from meta.csv if it has any.
+    other list; the evaluate split is then that one, with labels from meta.csv if it has any. Split
+    "all" is train and evaluate.
 
     Raises:
         UserError: not a TAU folder, list missing or unreadable, missing columns, unknown scene
             label, listed audio missing, duplicate entries, empty list.
     """
     setup = root / SETUP_FOLDER
+    if split == "all":
+        labelled = read_tau(root, "evaluate")
+        return (
+            read_tau(root, "train") + labelled if (setup / "fold1_train.csv").exists() else labelled
+        )
     if not setup.is_dir():
         raise UserError(f"{root}: not a TAU data set (no folder '{SETUP_FOLDER}')")
     meta_path = root / "meta.csv"

@@ -18,8 +18,12 @@ def system_name(masks: int) -> str:
     return f"{masks} TTA" if masks else "no TTA"
 
 
-def score_tables(scores_by_masks: Mapping[int, Scores]) -> Iterator[Table]:
-    """Overall, class-wise and device-wise tables, one group of columns per number of masks."""
+def score_tables(scores_by_masks: Mapping[int, Scores], of: int | None = None) -> Iterator[Table]:
+    """Overall, class-wise and device-wise tables, one group of columns per number of masks.
+
+    Args:
+        of: how many clips there are, if those scored are only a part.
+    """
     names = [system_name(masks) for masks in scores_by_masks]
     scores = list(scores_by_masks.values())
 
@@ -35,7 +39,8 @@ def score_tables(scores_by_masks: Mapping[int, Scores]) -> Iterator[Table]:
         ("expected calibration error", [s.ece for s in scores]),
     ):
         overall.add_row(label, *map(_percent, values))
-    overall.add_row("clips", *(str(s.count) for s in scores))
+    part = "" if of is None else f" of {of}"
+    overall.add_row("clips", *(f"{s.count}{part}" for s in scores))
     yield overall
 
     columns = [f"{what}\n{name}" for what in ("log loss", "accuracy") for name in names]

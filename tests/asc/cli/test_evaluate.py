@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,3 +59,29 @@ def test_scores_are_seen_and_kept_where_the_file_cannot_be_written(
     assert "/proc/x.json" in error and str(tmp_path) in error
     (kept,) = tmp_path.glob("asc-results-*.json")
     assert json.loads(kept.read_text())["results"][0]["count"] == 2
+
+
+def test_a_part_of_the_clips_is_called_a_part(
+    weights: Path, tmp_path: Path, asc_: Asc, wav: Wav
+) -> None:
+    """One folder per class: by default a fifth of the clips is scored; a class of one is enough."""
+    for scene in ("bus", "tram"):
+        for i in range(5):
+            wav(tmp_path / "data" / scene / f"{i}.wav", 100 + 100 * i)
+
+    def clips_scored(*options: object) -> tuple[str, str]:
+        code, output, error = asc_("evaluate", weights, tmp_path / "data", *options)
+        assert code == 0, error
+        (row,) = re.findall(r"^\W*clips\W+(\d.*?)\W*$", output, re.MULTILINE)
+        return row, error
+
+    row, error = clips_scored()
+    assert row == "2 of 10" and "2 of 10 clips" in error and "--split all" in error
+    row, error = clips_scored("--split", "train")
+    assert row == "8 of 10" and "8 of 10 clips" in error
+    assert clips_scored("--split", "all") == ("10", "")
+
+    wav(tmp_path / "data" / "park" / "0.wav")
+    code, _, error = asc_("evaluate", weights, tmp_path / "data")
+    assert code == 2 and "'all'" in error
+    assert clips_scored("--split", "all") == ("11", "")

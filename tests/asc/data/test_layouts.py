@@ -46,6 +46,23 @@ def test_plain_folders_are_split_80_20(tmp_path: Path, class_folders: Callable[.
     assert [c.path.name for c in open_dataset(moved, "evaluate")] == [c.path.name for c in evaluate]
 
 
+def test_all_clips_of_every_layout(
+    tau: Path, tmp_path: Path, class_folders: Callable[..., Path]
+) -> None:
+    halves = tmp_path / "halves"
+    class_folders(halves / "train", cat=2, owl=1)
+    class_folders(halves / "evaluate", owl=1)
+    plain = class_folders(tmp_path / "plain", cat=6, owl=2)
+    for root, count in ((tau, 3), (halves, 4), (plain, 8)):
+        train, evaluate = (open_dataset(root, split) for split in ("train", "evaluate"))
+        every = open_dataset(root, "all")
+        assert len(every) == count and set(every) == {*train, *evaluate}
+        assert every.classes == train.classes and every.of is None
+        assert train.of == evaluate.of == (8 if root == plain else None)
+    class_folders(plain, dog=1)  # one clip is enough if nothing is held out
+    assert len(open_dataset(plain, "all")) == 9
+
+
 def test_errors(tmp_path: Path, refused: Refused, class_folders: Callable[..., Path]) -> None:
     with refused(tmp_path / "no"):
         open_dataset(tmp_path / "no", "train")

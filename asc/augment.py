@@ -76,11 +76,22 @@ class SpecAugment:
 
     time_width (frames) and freq_width (bins) bound the widths of the stripes, exclusively;
     stripes: how many there are per axis.
+
+    Raises:
+        TypeError, ValueError: not integers; widths below 1, a negative number of stripes.
     """
 
     time_width: int = 128
     freq_width: int = 32
     stripes: int = 2
+
+    def __post_init__(self) -> None:
+        for name, least in (("time_width", 1), ("freq_width", 1), ("stripes", 0)):
+            value = getattr(self, name)
+            if type(value) is not int:
+                raise TypeError(f"{name} must be an integer, got {value!r}")
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
 
     def draw(
         self,

@@ -1,4 +1,5 @@
-"""Weights on disk: our training checkpoints, our folded float16 files, and upstream's files.
+"""Weights on disk: our training checkpoints, our folded float16 files, upstream's files, and bare
+state_dicts of either network, with what DDP and `torch.compile` put before names.
 
 A folded file is a `torch.save` dictionary of `format` ("asc-folded-float16"), `classes` (names),
 `specaugment` (the bounds of the masks trained with) and `parameters` (62 474 values for ten
@@ -7,6 +8,8 @@ classes, 124 948 bytes); it is computed with in float32.
 
 import io
 import math
+import re
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,13 +24,17 @@ from asc.model import Cnn6Sep
 
 FOLDED_FORMAT = "asc-folded-float16"
 _SHOWN = 3  # names listed in an error
+# What stands in names when a network was saved inside a Lightning module, DDP or torch.compile.
+_WRAPPERS = {"model", "module", "_orig_mod"}
 
 
 def load_model(path: str | Path, *, eps: float | None = None) -> Cnn6Sep:
     """The network of a file, folded for inference: float32, on the CPU, in eval mode.
 
-    The file is recognised by its content: a training checkpoint, a folded file (`save_folded`) or a
-    checkpoint of SP4ASC, the report's own code.
+    The file is recognised by its content: a training checkpoint, a folded file (`save_folded`), a
+    checkpoint of SP4ASC, the report's own code, or the state_dict alone of a network of ours or
+    theirs; it then has the default masks, and ten classes are those of TAU. PyTorch's default dtype
+    and device play no part.
 
     Args:
         path: the file.
@@ -102,25 +109,33 @@ def save_folded(model: Cnn6Sep, path: str | Path) -> None:
 def _load(path: Path) -> Cnn6Sep:
     """The network as the file has it, trainable or folded."""
     content = read(path)
+    described = None  # what holds the names of the classes and the masks of our own files
     if "pytorch-lightning_version" in content:
         state = _dictionary(path, content, "state_dict")
-        state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
-        model = _new(state)
-        _describe(path, model, _dictionary(path, content, "hyper_parameters"))
+        described = _dictionary(path, content, "hyper_parameters")
     elif content.get("format") == FOLDED_FORMAT:
-        state = _dictionary(path, content, "parameters")
-        model = _new(state).folded()
-        _describe(path, model, content)
+        state, described = _dictionary(path, content, "parameters"), content
     elif "net" in content:
         state = _dictionary(path, content, "net")
-        model = _new(state)
-        model.specaugment = _upstream_specaugment(content)
-        state = _from_upstream(path, state, model)
+    elif any(isinstance(value, Tensor) for value in content.values()):
+        state = content
     else:
         raise UserError(
             f"{path}: holds none of the networks we know (its keys: {_some(content)}); expected a "
-            "training checkpoint or folded weights of asc, or a checkpoint of SP4ASC"
+            "training checkpoint or folded weights of asc, a checkpoint of SP4ASC, or a network's "
+            "state_dict: torch.save(model.state_dict(), ...)"
         )
+
+    state = _unwrapped(path, state)
+    model = _new(state)
+    if content.get("format") == FOLDED_FORMAT or "bn0.scale" in state:
+        model = model.folded()
+    if described is not None:
+        _describe(path, model, described)
+    elif "net" in content:
+        model.specaugment = _upstream_specaugment(path, content)
+    if any(name.startswith("conv1.") for name in state):
+        state = _from_upstream(path, state, model)
 
     expected = model.state_dict()
     _check_keys(path, set(expected), set(state))
@@ -143,24 +158,53 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
             content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # torch.load raises half a dozen types for damaged files
-        raise UserError(f"{path}: is not a PyTorch checkpoint, or is damaged") from error
+        raise UserError(f"{path}: {_refusal(str(error))}") from error
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise UserError(f"{path}: holds a {kind}, expected a dictionary with a network's weights")
     return content
 
 
+def _refusal(error: str) -> str:
+    """Why torch.load would not read a file: what it holds besides tensors, and what to do."""
+    if "TorchScript" in error:
+        held = "a TorchScript program"
+    elif found := re.search(r"GLOBAL (\S+)", error):
+        held = f"objects of Python ({found[1]})"
+    else:
+        return "is not a PyTorch checkpoint, or is damaged"
+    return (
+        f"is not a PyTorch checkpoint of tensors alone: it holds {held}, which could run any code "
+        "and is not loaded; where you trust it, load it with torch.load(..., weights_only=False) "
+        "and save the weights alone: torch.save(model.state_dict(), ...)"
+    )
+
+
+def _unwrapped(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """The state without the wrappers in its names, and without their own tensors."""
+    unwrapped: dict[str, Any] = {}
+    for name, value in state.items():
+        if name == "n_averaged":  # of torch.optim.swa_utils.AveragedModel
+            continue
+        short = ".".join(part for part in str(name).split(".") if part not in _WRAPPERS)
+        if short in unwrapped:
+            raise UserError(f"{path}: holds more than one network ('{short}' is there twice)")
+        unwrapped[short] = value
+    return unwrapped
+
+
 def _new(state: dict[str, Any]) -> Cnn6Sep:
-    """A network with as many outputs as the state's; ten if it does not say."""
+    """A float32 network on the CPU with as many outputs as the state's; ten if it does not say."""
     bias = state.get("fc2.bias")
-    if isinstance(bias, Tensor) and bias.ndim == 1 and len(bias) > 0:
-        return Cnn6Sep(len(bias))
-    return Cnn6Sep()
+    with torch.device("cpu"):  # whatever the default device is, and the default dtype
+        if isinstance(bias, Tensor) and bias.ndim == 1 and len(bias) > 0:
+            return Cnn6Sep(len(bias)).float()
+        return Cnn6Sep().float()
 
 
 def _describe(path: Path, model: Cnn6Sep, source: dict[str, Any]) -> None:
@@ -172,10 +216,15 @@ def _describe(path: Path, model: Cnn6Sep, source: dict[str, Any]) -> None:
         raise UserError(
             f"{path}: names {len(classes)} classes but the network has {len(model.classes)} outputs"
         )
+    if not isinstance(specaugment, dict):
+        raise UserError(f"{path}: is not a checkpoint of asc (no dictionary 'specaugment')")
     try:
-        model.specaugment = SpecAugment(**specaugment)  # type: ignore[arg-type]
-    except TypeError as error:
-        raise UserError(f"{path}: is not a checkpoint of asc (no 'specaugment')") from error
+        model.specaugment = SpecAugment(**specaugment)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: mask settings of another form: 'specaugment' is {specaugment}, expected "
+            "integers time_width and freq_width, at least 1, and stripes, at least 0"
+        ) from error
     model.classes = tuple(classes)
 
 
@@ -210,13 +259,22 @@ def _from_upstream(path: Path, state: dict[str, Any], model: Cnn6Sep) -> dict[st
     return ours
 
 
-def _upstream_specaugment(content: dict[str, Any]) -> SpecAugment:
+def _upstream_specaugment(path: Path, content: dict[str, Any]) -> SpecAugment:
     """From upstream's list of time width, time stripes, frequency width, frequency stripes."""
     config = content.get("config")
-    match config.get("specAugment") if isinstance(config, dict) else None:
-        case [int(time_width), int(stripes), int(freq_width), int(same)] if stripes == same:
-            return SpecAugment(time_width, freq_width, stripes)
-    return SpecAugment()
+    if not isinstance(config, dict) or "specAugment" not in config:
+        return SpecAugment()
+    masks = config["specAugment"]
+    try:
+        time_width, stripes, freq_width, same = masks
+        if stripes != same:
+            raise ValueError("one number of stripes for both axes")
+        return SpecAugment(time_width, freq_width, stripes)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: mask settings of another form: 'specAugment' is {masks!r}, expected integers "
+            "[time width, stripes, frequency width, the same stripes], widths at least 1"
+        ) from error
 
 
 def _dictionary(path: Path, content: dict[str, Any], key: str) -> dict[str, Any]:

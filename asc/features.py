@@ -40,7 +40,7 @@ class LogMel(nn.Module):
         self.to_db = AmplitudeToDB("power", top_db=None)
         for module in self.modules():  # constants, not state: keep them out of checkpoints
             for name, buffer in list(module.named_buffers(recurse=False)):
-                module.register_buffer(name, buffer, persistent=False)
+                module.register_buffer(name, buffer.float(), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:
         """Computes log-mels in dB (reference 1.0, floor -100 dB).

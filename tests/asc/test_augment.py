@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from asc.augment import apply_stripes, draw_stripes, mixup
+from asc.augment import SpecAugment, apply_stripes, draw_stripes, mixup
 from asc.losses import focal_loss, soft_cross_entropy
 
 FakeGpu = Callable[..., Any]  # the fixture of conftest
@@ -193,3 +193,13 @@ def test_augmentation_stays_on_the_gpu(fake_gpu: FakeGpu) -> None:
         for loss in (soft_cross_entropy, focal_loss):
             assert loss(gpu.empty(4, 3), targets).device == gpu.device
     assert len(gpu.seen) == 2 and not gpu.waits()  # stripes and permutation
+
+
+@pytest.mark.parametrize(
+    ("masks", "error"),
+    [((0, 32, 2), ValueError), ((128, 0, 2), ValueError), ((128, 32, -1), ValueError),
+     ((128.0, 32, 2), TypeError), ((128, "32", 2), TypeError), ((128, 32, True), TypeError)],
+)  # fmt: skip
+def test_bounds_that_mean_nothing(masks: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"(time_width|freq_width|stripes) must be"):
+        SpecAugment(*masks)

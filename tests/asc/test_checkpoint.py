@@ -1,4 +1,6 @@
+import argparse
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,86 @@ def test_both_kinds_of_checkpoint(content: Any, saved: Callable[[Any], Path]) ->
     assert trainable.training and not trainable.is_folded
     for name, tensor in trainable.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
+
+
+def wrapped(state: dict[str, Tensor], before: str) -> dict[str, Tensor]:
+    return {before + name: tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("before", ["", "module.", "_orig_mod.", "module._orig_mod.", "model."])
+@pytest.mark.parametrize("kind", ["ours", "theirs", "folded", "in their file", "in our file"])
+def test_bare_and_wrapped_states(kind: str, before: str, saved: Callable[[Any], Path]) -> None:
+    model = network()
+    expected = model.folded()
+    theirs, ours = upstream_content(model), lightning_content(model)
+    content: Any = {
+        "ours": wrapped(model.state_dict(), before),
+        "theirs": wrapped(theirs["net"], before),
+        "folded": wrapped(expected.state_dict(), before),
+        "in their file": theirs | {"net": wrapped(theirs["net"], before)},
+        "in our file": ours | {"state_dict": wrapped(ours["state_dict"], before)},
+    }[kind]
+    path = saved(content)
+    assert torch.equal(load_model(path)(logmel()), expected(logmel()))
+    if kind == "folded":
+        with pytest.raises(UserError, match="is folded"):
+            load_trainable(path)
+    else:
+        assert load_trainable(path).training
+
+
+def test_wrappers_inside_names_and_around_averages(saved: Callable[[Any], Path]) -> None:
+    model, expected = network(), network().folded()(logmel())
+    averaged = torch.optim.swa_utils.AveragedModel(model).state_dict()
+    model.blocks[1] = torch.compile(model.blocks[1])  # type: ignore[assignment]
+    assert any("1._orig_mod." in name for name in model.state_dict())
+    for state in (averaged, model.state_dict()):
+        assert torch.equal(load_model(saved(state))(logmel()), expected)
+    with pytest.raises(UserError, match=r"more than one network \('fc1\.bias' is there twice\)"):
+        load_model(saved({"fc1.bias": torch.ones(128), "module.fc1.bias": torch.ones(128)}))
+
+
+@pytest.mark.parametrize("default", ["dtype", "device"])
+@pytest.mark.parametrize("content", [upstream_content, lightning_content, "folded"])
+def test_defaults_of_pytorch_play_no_part(
+    content: Any, default: str, saved: Callable[[Any], Path], tmp_path: Path
+) -> None:
+    if content == "folded":
+        save_folded(network(), path := tmp_path / "folded.pt")
+    else:
+        path = saved(content(network()))
+    expected = load_model(path).state_dict()
+    try:
+        torch.set_default_dtype(torch.float64 if default == "dtype" else torch.float32)
+        torch.set_default_device("meta" if default == "device" else "cpu")
+        state = load_model(path).state_dict()
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    for name, tensor in expected.items():
+        assert state[name].dtype == tensor.dtype and torch.equal(state[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    "masks",
+    [[128, 2, 16, 3], [0, 2, 16, 2], [128, 2, 16], "128", [128.0, 2, 16, 2], None, [1, -1, 1, -1]],
+)
+def test_mask_settings_of_another_form(masks: Any, saved: Callable[[Any], Path]) -> None:
+    content = upstream_content(network())
+    content["config"]["specAugment"] = masks
+    with pytest.raises(
+        UserError, match="mask settings of another form: 'specAugment' is "
+    ) as error:
+        load_model(saved(content))
+    assert repr(masks) in str(error.value) and "\n" not in str(error.value)
+    if isinstance(masks, list) and len(masks) == 4:
+        content = lightning_content(network())
+        given = dict(zip(("time_width", "stripes", "freq_width"), masks, strict=False))
+        content["hyper_parameters"]["specaugment"] = given
+        if masks[1] != masks[3]:
+            given["freq_stripes"] = masks[3]
+        with pytest.raises(UserError, match="mask settings of another form: 'specaugment' is "):
+            load_model(saved(content))
 
 
 def test_what_travels_with_the_weights(saved: Callable[[Any], Path], tmp_path: Path) -> None:
@@ -237,6 +319,42 @@ def test_files_that_are_no_checkpoints(saved: Callable[[Any], Path], tmp_path: P
         load_model(tmp_path)
     with pytest.raises(UserError, match=r"gone\.pt: no such file"):
         load_model(tmp_path / "gone.pt")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("extra", "name"),
+    [
+        (np.float64(0.5), r"numpy\S*\.scalar"),
+        (argparse.Namespace(lr=1), r"argparse\.Namespace"),
+        (network(), r"asc\.model\.Cnn6Sep"),
+        (Trap(), r"\w+\.system"),
+    ],
+)
+def test_files_with_more_than_tensors(
+    extra: Any, name: str, zipped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Says what is in it and how to save it right, and runs nothing of it."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "weights.pt"
+    contents = [upstream_content(network()) | {"best": extra}]
+    contents += [extra] if isinstance(extra, Cnn6Sep) else []
+    for content in contents:
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(UserError, match=name) as error:
+            load_model(path)
+        message = str(error.value)
+        assert message.startswith(str(path)) and "torch.save(model.state_dict()" in message
+        assert "\n" not in message and "damaged" not in message
+    assert os.listdir(tmp_path) == ["weights.pt"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_torchscript(tmp_path: Path) -> None:
+    with warnings.catch_warnings(action="ignore"):  # it is deprecated
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "weights.pt")
+    with pytest.raises(UserError, match="TorchScript program"):
+        load_model(tmp_path / "weights.pt")
 
 
 @pytest.mark.parametrize("eps", [-1e-9, float("nan"), float("inf")])

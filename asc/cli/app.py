@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -14,11 +15,15 @@ from asc.errors import UserError
 app = typer.Typer(
     help="Acoustic scene classification with separable convolutions (DCASE 2021 Task 1A).",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 for module in (demo, synth, train, evaluate, predict, info):
     app.command(module.__name__.rpartition(".")[2])(module.command)
+
+
+_NO_MEMORY = re.compile("out of memory|(can't|cannot|not enough memory to) allocate", re.IGNORECASE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,8 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _failed(str(error))
     except OSError as error:
-        named = error.filename is not None and error.strerror
-        return _failed(f"{error.filename}: {error.strerror}" if named else str(error))
+        return _failed(_in_words(error))
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or _NO_MEMORY.search(str(error))):
+            raise
+        return _failed("there is not enough memory (PyTorch could not get what it asked for)")
 
 
 def _check_environment() -> None:
@@ -45,6 +53,13 @@ def _check_environment() -> None:
             import fastsep  # noqa: F401  (reads them)
         except (ValueError, RuntimeError) as error:
             raise UserError(str(error).splitlines()[0]) from error
+
+
+def _in_words(error: OSError) -> str:
+    if error.filename is None or not error.strerror:
+        return str(error)
+    name = error.filename
+    return f"{os.fsdecode(name) if isinstance(name, bytes) else name}: {error.strerror}"
 
 
 def _failed(message: str) -> int:

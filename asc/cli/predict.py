@@ -37,7 +37,7 @@ def command(
     from asc.compute import pick_device
     from asc.data import LogMelDataset, audio_files, unlabelled
     from asc.prediction import predict
-    from asc.report.tables import prediction_table, printable
+    from asc.report.tables import prediction_table, print_tables, printable
 
     target = pick_device(device, precision)
     model = load_model(weights)
@@ -45,7 +45,7 @@ def command(
     logmels = LogMelDataset(unlabelled(audio), device=target)
     found = predict(model, logmels, tta=tta, seed=seed, device=target, precision=precision)
     if not as_json:
-        Console().print(prediction_table(audio, found))
+        print_tables(Console(), [prediction_table(audio, found)])
         return
     for path, prediction in zip(audio, found, strict=True):
         print(json.dumps({"file": printable(path), **asdict(prediction)}))

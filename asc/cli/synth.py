@@ -14,7 +14,10 @@ def command(
     seconds: Annotated[float, typer.Option(help="Length of a clip.")] = 10.0,
     seed: Seed = 0,
 ) -> None:
-    """Makes a synthetic data set of ten scenes in TAU layout, to try things on."""
+    """Makes a synthetic data set, to try things on.
+
+    Ten scenes in the layout of TAU Urban Acoustic Scenes; computed, not recorded.
+    """
     from asc.data import write_synthetic
 
     write_synthetic(out, clips_per_scene=clips_per_scene, seconds=seconds, seed=seed)

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from asc.task import CLIP_SAMPLES, FRAMES, HOP, N_FFT, N_MELS, SAMPLE_RATE
 
 # What the cached numbers depend on besides the audio; raise the first when the code changes them.
 _SETTINGS = (1, SAMPLE_RATE, CLIP_SAMPLES, N_MELS, N_FFT, HOP)
+
+
+_MUCH = 5e8  # bytes
 
 
 class LogMelDataset(Dataset[tuple[Tensor, int]]):
@@ -54,6 +58,7 @@ class LogMelDataset(Dataset[tuple[Tensor, int]]):
         self.clips = clips
         self._path: Path | None = None
         if cache is None:
+            _say_memory(len(clips))
             self._logmels = np.empty((len(clips), FRAMES, N_MELS), dtype=np.float32)
             for row, logmel in zip(self._logmels, _compute(clips, device), strict=True):
                 row[:] = logmel
@@ -92,6 +97,17 @@ class LogMelDataset(Dataset[tuple[Tensor, int]]):
         self.__dict__.update(state)
         if self._path is not None:
             self._logmels = _open(self._path, len(self.clips))
+
+
+def _say_memory(clips: int) -> None:
+    """Says on stderr how much memory the log-mels of so many clips take, where it is much."""
+    size = 4 * clips * FRAMES * N_MELS
+    if size >= _MUCH:
+        print(
+            f"asc: the log-mels of {clips} clips take {size / 1e9:.1f} GB of memory; "
+            "with a cache (--cache FOLDER) they stay on disk",
+            file=sys.stderr,
+        )
 
 
 def _compute(clips: ClipList, device: torch.device | str) -> Iterator[NDArray[np.float32]]:

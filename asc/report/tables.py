@@ -1,10 +1,11 @@
 """Scores, predictions and parameter counts as tables."""
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -103,8 +104,22 @@ def size_lines(size: Size) -> Iterator[str]:
 
 
 def print_tables(console: Console, tables: Iterable[Table]) -> None:
+    """As tables on a terminal; elsewhere in full width, a row a line, cells separated by tabs."""
     for table in tables:
-        console.print(table)
+        if console.is_terminal:
+            console.print(table)
+            continue
+        if table.title:
+            console.file.write(f"{table.title}\n")
+        header = [column.header for column in table.columns]
+        for row in (header, *zip(*(column.cells for column in table.columns), strict=True)):
+            console.file.write("\t".join(map(_plain, row)) + "\n")
+
+
+def _plain(cell: RenderableType) -> str:
+    """A cell as text without tabs and line ends."""
+    text = cell.plain if isinstance(cell, Text) else Text.from_markup(str(cell)).plain
+    return re.sub(r"[\t\n\r]", " ", text)
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

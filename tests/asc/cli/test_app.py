@@ -1,13 +1,18 @@
+import importlib
 import json
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
+import asc.__main__
 import asc.data
 import fastsep
 
@@ -97,6 +102,43 @@ def test_failures_of_the_system(monkeypatch: pytest.MonkeyPatch, asc_: Asc) -> N
     monkeypatch.setattr(asc.data, "write_synthetic", interrupted)
     assert asc_("synth", "x")[0] == 130
 
+    def named_in_bytes(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", b"/some/where")
+
+    monkeypatch.setattr(asc.data, "write_synthetic", named_in_bytes)
+    assert asc_("synth", "x") == (2, "", "asc: /some/where: Permission denied\n")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate "
+            "memory: you tried to allocate 9 bytes. Error code 12 (Cannot allocate memory)"
+        ),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB."),
+        MemoryError("Unable to allocate 9 GiB for an array"),
+        MemoryError(),
+        RuntimeError("something else"),
+    ],
+    ids=["cpu", "cuda", "numpy", "python", "other"],
+)
+def test_no_memory(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, asc_: Asc, one_line: OneLine
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(asc.data, "write_synthetic", fail)
+    if str(error) == "something else":  # a fault of ours keeps its traceback
+        with pytest.raises(RuntimeError):
+            asc_("synth", "x")
+        return
+    code, output, said = asc_("synth", "x")
+    assert (code, output) == (2, "")
+    one_line(said, "not enough memory")
+    assert ".cpp" not in said
+
 
 def test_help_and_version_are_quick(asc_: Asc) -> None:
     code, output, _ = asc_("--help")
@@ -109,6 +151,60 @@ def test_help_and_version_are_quick(asc_: Asc) -> None:
     check = "import sys, asc.cli.app; sys.exit('torch' in sys.modules)"
     path = str(Path(asc.data.__file__).parents[2])
     assert subprocess.run([sys.executable, "-c", check], env={"PYTHONPATH": path}).returncode == 0
+
+
+COMMANDS = ("demo", "synth", "train", "evaluate", "predict", "info")
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help(command: str, monkeypatch: pytest.MonkeyPatch, asc_: Asc) -> None:
+    """-h is --help; flags have no type; paragraphs are broken once, at the width of the screen."""
+    monkeypatch.setenv("COLUMNS", "80")
+    words = (command,) if command else ()
+    code, output, _ = asc_(*words, "-h")
+    assert code == 0 and output == asc_(*words, "--help")[1]
+    assert "bool" not in output and "..." not in output.partition("Commands:")[2]
+    about = output.split("\n\n")[1:]
+    for paragraph in about[: next(i for i, text in enumerate(about) if ":\n" in text)]:
+        lines = paragraph.splitlines()
+        for line, following in pairwise(lines):  # the next word would not have fitted
+            assert len(line) + 1 + len(following.split()[0]) > 78, paragraph
+
+
+def test_completion(tmp_path: Path) -> None:
+    def asc_(*arguments: str, **variables: str) -> str:
+        command = [sys.executable, "-m", "asc", *arguments]
+        environment = os.environ | {"HOME": str(tmp_path)} | variables
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, env=environment
+        ).stdout
+
+    assert "asc.sh" in asc_("--install-completion", "bash")
+    assert "_ASC_COMPLETE" in (tmp_path / ".bash_completions" / "asc.sh").read_text()
+    words = {"_ASC_COMPLETE": "complete_bash", "COMP_WORDS": "asc ev", "COMP_CWORD": "1"}
+    assert asc_(**words) == "evaluate\n"
+
+
+@pytest.mark.parametrize("package", ["typer", "rich", "soundfile", "torchaudio", "lightning"])
+def test_without_the_extra(package: str, tmp_path: Path, weights: Path) -> None:
+    program = "import sys; sys.modules[sys.argv.pop(1)] = None; import asc.__main__ as asc; "
+    program += "sys.exit(asc.main())"
+    arguments = {"lightning": ("train", tmp_path, "--out", "x")}.get(
+        package, ("evaluate", weights, tmp_path)
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program, package, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2
+    assert run.stderr == f"asc: needs the package '{package}': pip install 'fastsep[asc]'\n"
+
+
+def test_the_script_says_so_too() -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    module, _, name = project["scripts"]["asc"].partition(":")
+    assert getattr(importlib.import_module(module), name) is asc.__main__.main
 
 
 @pytest.mark.parametrize("name", ["FASTSEP_BACKEND", "FASTSEP_CPU_ISA"])

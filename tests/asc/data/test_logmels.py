@@ -150,3 +150,19 @@ def test_pickle_carries_the_path_not_the_data(tmp_path: Path, clips: ClipList) -
     assert torch.equal(pickle.loads(pickled)[1][0], logmels[1][0])
     in_memory = pickle.loads(pickle.dumps(LogMelDataset(clips, None)))
     assert torch.equal(in_memory[1][0], logmels[1][0])
+
+
+def test_memory_is_named_where_it_is_much(
+    clips: ClipList,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    LogMelDataset(clips)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(logmels_module, "_MUCH", 2 * 431 * 256 * 4)
+    LogMelDataset(clips, tmp_path / "cache")
+    assert capsys.readouterr().err == ""
+    LogMelDataset(clips)
+    said = capsys.readouterr().err
+    assert said.startswith("asc: the log-mels of 2 clips take ") and "--cache" in said

@@ -9,7 +9,13 @@ from rich.table import Table
 from asc.complexity import LayerRow, Size
 from asc.metrics import score
 from asc.prediction import Prediction
-from asc.report.tables import complexity_table, prediction_table, score_tables, size_lines
+from asc.report.tables import (
+    complexity_table,
+    prediction_table,
+    print_tables,
+    score_tables,
+    size_lines,
+)
 
 P = np.array([[0.5, 0.5, 0], [0.2, 0.8, 0]])
 
@@ -65,3 +71,24 @@ def test_complexity() -> None:
         "parameters at test time: 62474, of them not zero as float16: 62000",
         "size as float16: 124948 B = 124.95 KB of 1000 B = 122.02 KB of 1024 B",
     ]
+
+
+def test_off_a_terminal_rows_are_lines_of_cells_between_tabs() -> None:
+    """In full width, and without marks that only a terminal understands."""
+    name = "[b]x" + 300 * "y" + "\t\n.wav"
+    found = Prediction("[/left]", {"[/left]": 0.75}, [0.0])
+    scores = score(P, np.array([0, 1]), ("cat", "[/dog]", "owl"), ["[/left]", "s1"])
+    for width in (40, 400):
+        console = Console(width=width, file=io.StringIO())
+        print_tables(console, [prediction_table([Path(name)], [found])])
+        lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        shown = name.replace("\t", " ").replace("\n", " ")
+        assert lines == ["file\tlabel\tprobability", f"{shown}\t[/left]\t75.0 %"]
+        print_tables(console, score_tables({0: scores}))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for line in ("By class\nclass\tclips\tlog loss no TTA\taccuracy no TTA\n",
+                 "\n[/dog]\t1\t0.223\t100.0 %\n", "\n[/left]\t1\t0.693\t"):  # fmt: skip
+        assert line in text
+    terminal = Console(width=80, file=io.StringIO(), force_terminal=True)
+    print_tables(terminal, [prediction_table([Path("x.wav")], [found])])
+    assert "\t" not in terminal.file.getvalue()  # type: ignore[attr-defined]

@@ -1,29 +1,30 @@
 """The whole system on synthetic data: made, trained on, evaluated, timed, reported."""
 
-import statistics
+import shlex
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 import fastsep
 from asc.checkpoint import load_model
-from asc.compute import DeviceName, send
+from asc.compute import DeviceName, pick_device
 from asc.data import LogMelDataset, open_dataset, write_synthetic
 from asc.files import write_json
-from asc.model import Cnn6Sep
-from asc.prediction import score_clips
-from asc.report.tables import print_tables, score_tables, system_name
-from asc.task import FRAMES, HOP, N_MELS, SAMPLE_RATE
+from asc.metrics import Scores, confusion_matrix, score
+from asc.prediction import probabilities
+from asc.report.pictures import draw_run
+from asc.report.tables import score_tables, system_name
+from asc.speed import Speed, compare
+from asc.task import FRAMES, HOP, SAMPLE_RATE
 from asc.training.run import check_new_run, fit
 from asc.training.settings import Settings, get_preset
-from fastsep.eager import to_eager
 
-SECONDS = 2.0  # clips of 2 s instead of 10 keep the demo short
+SECONDS = 2.0  # clips of 2 s, and training on them before they are repeated, keep the demo short
 SHORT_FRAMES = 1 + int(SECONDS * SAMPLE_RATE) // HOP
 TTA = 30
 
@@ -79,63 +80,75 @@ def run(out: Path, seed: int, device: DeviceName = "cpu") -> None:
     write_synthetic(out / "data", clips_per_scene=size.clips_per_scene, seconds=SECONDS, seed=seed)
     train, validation = (open_dataset(out / "data", split) for split in ("train", "evaluate"))
 
-    console.print(f"2. Training: {len(train)} clips of {SECONDS:g} s, {preset.epochs} epochs.")
-    logmels, held_out = (
-        Shortened(LogMelDataset(clips, None, device)) for clips in (train, validation)
+    console.print(
+        f"2. Training: {len(train)} clips of {SECONDS:g} s, {preset.epochs} epochs. What follows "
+        "repeats them to 10 s, as the commands do."
     )
-    fit(logmels, held_out, train.classes, Settings(preset, seed), out / "run", device=device)
+    logmels, held_out = (LogMelDataset(clips, None, device) for clips in (train, validation))
+    settings = Settings(preset, seed)
+    fit(Shortened(logmels), held_out, train.classes, settings, out / "run", device=device)
 
     console.print(f"3. Evaluation: {len(validation)} clips, without and with {TTA} TTA.")
-    model = load_model(out / "run" / "folded.pt")
-    scores = score_clips(model, held_out, validation, tta=TTA, seed=seed, device=device)
-    print_tables(console, score_tables(scores))
+    weights = out / "run" / "folded.pt"
+    model = load_model(weights)
+    found = {
+        masks: probabilities(model, held_out, tta=masks, seed=seed, device=device)
+        for masks in (0, TTA)
+    }
+    labels = [label for label in validation.labels if label is not None]
+    scores = {
+        masks: score(p, labels, model.classes, validation.devices) for masks, p in found.items()
+    }
+    for table in score_tables(scores):
+        console.print(table)
+    picture = out / "picture.png"
+    draw_run(out / "run", confusion_matrix(found[TTA], labels), model.classes, picture)
 
     console.print("4. Speed: the folded network with fused layers and with nn.Conv2d layers.")
-    eager, fused, note = compare_speed(model)
-    console.print(f"nn.Conv2d layers take {eager / fused:.1f} times as long ({note}).")
+    speed = compare(weights, device)
+    console.print(f"PyTorch takes {speed.ratio:.1f} times as long ({speed.measured}).")
 
-    console.print(f"Done in {time.perf_counter() - started:.0f} s.")
-    console.print(f"In {out}:")
+    for sentence in conclusion(scores[0], scores[TTA], speed):
+        console.print(sentence)
+    console.print(f"Done in {time.perf_counter() - started:.0f} s. In {out}:", soft_wrap=True)
     for name, what in (
         ("data", "synthetic data set in TAU layout"),
         ("run", "checkpoints, config.json, TensorBoard logs"),
-        ("run/folded.pt", "weights for inference, float16: try `asc predict` with them"),
+        ("run/folded.pt", "weights for inference, float16"),
+        ("picture.png", "losses by epoch, and which scene was taken for which"),
         ("results.json", "the scores"),
         ("report.txt", "this text"),
     ):
         console.print(f"  {name:14} {what}")
+    console.print("Next, the same numbers from the command line, and one clip:")
+    for command in next_commands(out, validation[0].path, seed, device):
+        console.print(f"  {command}", soft_wrap=True, markup=False)
     results = {
         "data": "synthetic",
         "scores": {system_name(masks): s.to_dict() for masks, s in scores.items()},
-        "speed": {"eager_over_fused": eager / fused, "measured": note},
+        "speed": {"eager_over_fused": speed.ratio, **asdict(speed)},
     }
     write_json(out / "results.json", results)
     (out / "report.txt").write_text(console.export_text(), encoding="utf-8")
 
 
-def compare_speed(model: Cnn6Sep, repeats: int = 9) -> tuple[float, float, str]:
-    """Median seconds a 10 s clip takes with nn.Conv2d and with fused layers, and how measured.
-
-    Both run where the model is, in IEEE float32.
-    """
-    twin, device = to_eager(model), model.fc1.weight.device
-    logmel = torch.randn(1, 1, FRAMES, N_MELS, generator=torch.Generator().manual_seed(0))
-    seconds: dict[nn.Module, list[float]] = {twin: [], model: []}
-    logmel = send(logmel, device)
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        for _ in range(2 + repeats):  # in turn, so that both meet the same disturbances
-            for network, times in seconds.items():
-                start = time.perf_counter()
-                network(logmel).cpu()  # which waits for a GPU
-                times.append(time.perf_counter() - start)
-    eager, fused = (statistics.median(times[2:]) for times in seconds.values())  # 2 to warm up
-    if device.type == "cuda":
-        backend, name, where = "triton", "Triton", torch.cuda.get_device_name(device)
-    else:
-        backend, name, where = "cpu", "C++", f"{torch.get_num_threads()} threads"
-    kernels = "fastsep's" if fastsep.backends()[backend].available else "no"
-    note = (
-        f"{kernels} {name} kernels; one 10 s clip, float32, {where}, median of "
-        f"{repeats} after warming up, in turn; PyTorch {torch.__version__} eager as installed"
+def conclusion(plain: Scores, augmented: Scores, speed: Speed) -> tuple[str, str]:
+    """What came out, in two sentences."""
+    helps = augmented.log_loss_macro < plain.log_loss_macro
+    return (
+        f"Test-time augmentation {'helps' if helps else 'does not help'} here: with {TTA} masks a "
+        f"clip the log loss goes from {plain.log_loss_macro:.3f} to {augmented.log_loss_macro:.3f} "
+        f"and the calibration error from {100 * plain.ece:.1f} % to {100 * augmented.ece:.1f} %.",
+        f"A 10 s clip takes {1000 * speed.fused:.1f} ms with fused layers and "
+        f"{1000 * speed.eager:.1f} ms with PyTorch's own at their best ({speed.layout} maps).",
     )
-    return eager, fused, note
+
+
+def next_commands(out: Path, clip: Path, seed: int, device: DeviceName) -> Iterator[str]:
+    """Commands that go on from here and find the same numbers."""
+    options = ["--tta", str(TTA)]
+    options += ["--seed", str(seed)] if seed else []
+    options += ["--device", device] if device != pick_device("auto") else []
+    weights = str(out / "run" / "folded.pt")
+    yield shlex.join(["asc", "evaluate", weights, str(out / "data"), *options])
+    yield shlex.join(["asc", "predict", weights, str(clip), *options])

@@ -117,6 +117,21 @@ def score(
     )
 
 
+def confusion_matrix(probabilities: Tensor | ArrayLike, labels: Tensor | ArrayLike) -> IntArray:
+    """How many clips of each class (rows) were taken for each class (columns).
+
+    Args:
+        probabilities, labels: as of `score`.
+
+    Returns:
+        (K, K).
+    """
+    p, y = _as_array(probabilities), _as_array(labels)
+    counts = np.zeros((p.shape[1], p.shape[1]), dtype=np.int64)
+    np.add.at(counts, (y, p.argmax(axis=1)), 1)
+    return counts
+
+
 def expected_calibration_error(p: FloatArray, y: IntArray, bins: int = ECE_BINS) -> float:
     """Mean over clips of |accuracy - confidence| of the clip's confidence bin.
 

@@ -12,10 +12,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from asc.speed import KEEP_MEMORY
 from benchmarks.report import write_report
 
 SUITES = Path(__file__).parent
-TUNED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 34)}
 
 
 def run_suite(tests: list[str], target: Path, environment: dict[str, str]) -> Path:
@@ -32,7 +32,7 @@ def main() -> None:
     out: Path = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        tuned = run_suite([str(SUITES)], Path(folder) / "tuned.json", TUNED)
+        tuned = run_suite([str(SUITES)], Path(folder) / "tuned.json", KEEP_MEMORY)
         installed = run_suite(
             [str(SUITES / "test_network.py")], Path(folder) / "installed.json", {}
         )

@@ -1,13 +1,17 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from asc import demo
 from asc.data import LogMelDataset, unlabelled
-from asc.demo import SHORT_FRAMES, Shortened, compare_speed, run
+from asc.demo import SHORT_FRAMES, Shortened, conclusion, next_commands, run
 from asc.errors import UserError
-from asc.model import Cnn6Sep
+from asc.metrics import score
+from asc.speed import Speed
 
 
 def test_clips_are_cut_to_what_was_not_repeated(tmp_path: Path, wav: Callable[..., Path]) -> None:
@@ -20,11 +24,26 @@ def test_clips_are_cut_to_what_was_not_repeated(tmp_path: Path, wav: Callable[..
     assert torch.equal(logmel, logmels[0][0][:, :SHORT_FRAMES])
 
 
-def test_speed_is_measured_of_both_networks() -> None:
-    model = Cnn6Sep().folded()
-    eager, fused, note = compare_speed(model, repeats=1)
-    assert eager > 0 and fused > 0
-    assert "one 10 s clip, float32" in note and torch.__version__ in note
+def test_the_conclusion_is_what_came_out() -> None:
+    plain = score(np.array([[0.8, 0.2]]), np.array([0]), ("a", "b"), ["a"])
+    better = replace(plain, log_loss_macro=0.1, ece=0.05)
+    speed = Speed(0.004, 0.05, "channels_last", "")
+    for before, after, verdict in ((plain, better, "helps"), (better, plain, "does not help")):
+        augmentation, time = conclusion(before, after, speed)
+        assert f"augmentation {verdict} here" in augmentation
+        assert f"from {before.log_loss_macro:.3f} to {after.log_loss_macro:.3f}" in augmentation
+        assert f"from {100 * before.ece:.1f} % to {100 * after.ece:.1f} %" in augmentation
+        assert "4.0 ms" in time and "50.0 ms" in time and "channels_last" in time
+
+
+def test_next_commands_name_what_is_not_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "pick_device", lambda name: "cuda")
+    out, clip = Path("my demo"), Path("my demo/data/audio/x.wav")
+    evaluate, predict = next_commands(out, clip, 0, "cuda")
+    assert evaluate == "asc evaluate 'my demo/run/folded.pt' 'my demo/data' --tta 30"
+    assert predict == "asc predict 'my demo/run/folded.pt' 'my demo/data/audio/x.wav' --tta 30"
+    for command in next_commands(out, clip, 7, "cpu"):
+        assert command.endswith("--tta 30 --seed 7 --device cpu")
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:

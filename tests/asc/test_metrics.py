@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from asc.metrics import expected_calibration_error, score
+from asc.metrics import confusion_matrix, expected_calibration_error, score
 
 CLASSES = ("cat", "dog", "owl")
 P = np.array(
@@ -114,3 +114,9 @@ def test_errors(p: np.ndarray, y: np.ndarray, devices: list[str | None], match: 
 def test_float_labels() -> None:
     with pytest.raises(TypeError, match="integers"):
         score(P, Y.astype(float), CLASSES, DEVICES)
+
+
+def test_confusion_matrix_has_a_row_for_each_true_class() -> None:
+    p = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.7, 0.1], [0.9, 0.1, 0.0]])
+    expected = [[1, 2, 0], [0, 0, 0], [1, 0, 0]]
+    assert confusion_matrix(p, [0, 0, 0, 2]).tolist() == expected

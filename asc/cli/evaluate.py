@@ -56,7 +56,7 @@ def command(
     if clips.of is not None:
         note(
             f"{len(clips)} of {clips.of} clips are scored, the split '{split}'; "
-            "--split all scores all of them"
+            "for data that was not trained on, --split all scores all of them"
         )
     logmels = LogMelDataset(clips, cache, target)
     scores = score_clips(

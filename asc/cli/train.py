@@ -9,6 +9,8 @@ import typer
 
 from asc.cli.options import Cache, Data, Device, with_settings
 
+MAX_WORKERS = 256  # more would sooner bring a machine down than be of use
+
 
 @with_settings
 def command(
@@ -24,7 +26,9 @@ def command(
     ] = False,
     device: Device = "auto",
     cache: Cache = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that load data.")] = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, max=MAX_WORKERS, help="Processes that load data.")
+    ] = 0,
 ) -> None:
     """Trains a network.
 

@@ -17,6 +17,8 @@ Wav = Callable[..., Path]
         (("train", "d"), "--out"),
         (("train", "d", "--out", "new", "--preset", "x"), "'x'"),
         (("train", "d", "--out", "new", "--epochs", "0"), "--epochs"),
+        (("train", "d", "--out", "new", "--workers", "100000"), "--workers"),
+        (("train", "d", "--out", "new", "--keep", "first"), "--keep"),
         (("train", "no-such-data", "--out", "new"), "no-such-data"),
         (("train", "d", "--out", "new", "--resume"), "new"),
     ],

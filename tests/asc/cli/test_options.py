@@ -7,6 +7,7 @@ import typer
 
 from asc.cli.options import with_settings
 from asc.settings import options
+from asc.task import FRAMES, N_MELS
 from asc.training.settings import Settings
 
 NAMES = ["preset", "epochs", "batch_size", "seed", "precision", "keep"]
@@ -40,3 +41,9 @@ def test_defaults_stand_in_the_help(asc_: Callable[..., tuple[int, str, str]]) -
     assert code == 0
     for part in ("--preset", "ce_tta", "--epochs", "200", "--batch-size", "32", "--precision"):
         assert part in output
+
+
+def test_memory_stands_in_the_help(asc_: Callable[..., tuple[int, str, str]]) -> None:
+    for command in ("train", "evaluate"):
+        words = " ".join(asc_(command, "--help")[1].split())
+        assert f"{4 * FRAMES * N_MELS / 1e6:.2f} MB of memory a clip" in words

@@ -1,5 +1,6 @@
 """`asc evaluate`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -43,7 +44,6 @@ def command(
     from asc.checkpoint import load_model
     from asc.compute import pick_device
     from asc.data import LogMelDataset, open_dataset
-    from asc.errors import note
     from asc.files import check_file, is_stdout, write_results
     from asc.prediction import score_clips
     from asc.report.tables import print_tables, score_tables
@@ -54,9 +54,10 @@ def command(
     model = load_model(weights, eps=eps)
     clips = open_dataset(data, split, model.classes)
     if clips.of is not None:
-        note(
-            f"{len(clips)} of {clips.of} clips are scored, the split '{split}'; "
-            "for data that was not trained on, --split all scores all of them"
+        print(
+            f"asc: {len(clips)} of {clips.of} clips are scored, the split '{split}'; "
+            "for data that was not trained on, --split all scores all of them",
+            file=sys.stderr,
         )
     logmels = LogMelDataset(clips, cache, target)
     scores = score_clips(

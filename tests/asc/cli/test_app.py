@@ -174,7 +174,8 @@ def test_help(command: str, monkeypatch: pytest.MonkeyPatch, asc_: Asc) -> None:
 def test_completion(tmp_path: Path) -> None:
     def asc_(*arguments: str, **variables: str) -> str:
         command = [sys.executable, "-m", "asc", *arguments]
-        environment = os.environ | {"HOME": str(tmp_path)} | variables
+        fixed = {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+        environment = os.environ | fixed | variables  # else the shell is looked for among parents
         return subprocess.run(
             command, capture_output=True, text=True, check=True, env=environment
         ).stdout

@@ -71,8 +71,6 @@ def _run_plain(plain: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
 def _backend_of(x: Tensor) -> str:
     """As `select`, but what PyTorch's own operators alone know how to transform goes to them."""
     backend = select(x.device)
-    if torch.compiler.is_compiling():
-        return backend
     return "reference" if is_transformed() else backend
 
 

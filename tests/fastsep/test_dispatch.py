@@ -127,6 +127,60 @@ def test_forward_mode(weights: Draw, name: str) -> None:
         torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, tangent)
 
 
+def _direction(function: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
+    return torch.func.jvp(function, (x,), (v,))[1]
+
+
+def _dual_direction(function: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Any:
+    with torch.autograd.forward_ad.dual_level():
+        y = function(torch.autograd.forward_ad.make_dual(x, v))
+        return torch.autograd.forward_ad.unpack_dual(y).tangent
+
+
+def _gradient(function: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
+    return torch.func.grad(lambda x: (function(x) * function(x + v)).sum())(x)
+
+
+def _one_by_one(function: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
+    return torch.func.vmap(lambda x, v: function(x[None]) + function(v[None]))(x, v)
+
+
+TRANSFORMS = {
+    "jvp": _direction,
+    "dual numbers": _dual_direction,
+    "grad": _gradient,
+    "vmap": _one_by_one,
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_compiled_transforms(weights: Draw, name: str, transform: Callable[..., Tensor]) -> None:
+    """And once more without a transform, for which the kernels take over again."""
+    function = _of_each_function(weights)[name]
+    x, v = (random(2, 3, 6, 5, dtype=torch.float64, seed=i) for i in range(2))
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        lambda x, v: (transform(function, x, v), function(x)), fullgraph=True, backend="aot_eager"
+    )
+    got, y = compiled(x, v)
+    expected = transform(function, x, v)
+    assert expected.any()
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(y, function(x))
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_transforms_of_compiled_functions(weights: Draw, transform: Callable[..., Tensor]) -> None:
+    function = _of_each_function(weights)["stack"]
+    x, v = (random(2, 3, 6, 5, dtype=torch.float64, seed=i) for i in range(2))
+    torch._dynamo.reset()
+    compiled = torch.compile(function, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), function(x))
+    torch.testing.assert_close(transform(compiled, x, v), transform(function, x, v))
+    torch.testing.assert_close(compiled(x), function(x))
+
+
 def test_double_backward_works_where_the_error_sends_you(
     weights: Draw,
 ) -> None:

@@ -149,7 +149,10 @@ def _checked_stripes(x: Tensor, stripes: Tensor) -> Tensor:
         raise TypeError(f"stripes must hold integers, got {stripes.dtype}")
     if stripes.device != x.device:
         raise ValueError(f"stripes is on {stripes.device} but x is on {x.device}")
-    return stripes.long().clamp(-(2**31), 2**31 - 1).to(torch.int32)
+    positions = stripes.long()
+    if stripes.dtype == torch.uint64:  # the upper half of which int64 makes negative
+        positions = torch.where(positions < 0, 2**31 - 1, positions)
+    return positions.clamp(-(2**31), 2**31 - 1).to(torch.int32)
 
 
 def _check_weight(

@@ -15,7 +15,7 @@ from torch.nn.modules import module as nn_module
 from torch.utils import _pytree
 
 from fastsep.kernels import KERNELS, select
-from fastsep.layouts import memory_format
+from fastsep.layouts import in_format_of
 
 operators = torch.ops.fastsep  # the namespace that fastsep.ops fills
 
@@ -65,7 +65,7 @@ def _run_plain(plain: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
             y = plain(x, *args)
     else:
         y = plain(x, *args)
-    return y.contiguous(memory_format=memory_format(x)) if y.dim() == 4 else y
+    return in_format_of(x, y) if y.dim() == 4 else y
 
 
 def _backend_of(x: Tensor) -> str:

@@ -27,6 +27,7 @@ from fastsep.checks import (
     checked_load,
 )
 from fastsep.dispatch import run
+from fastsep.layouts import in_format_of
 
 
 def sep_conv2d(
@@ -167,4 +168,4 @@ def _block_by_block(x: Tensor, *args: Any) -> Tensor:
     y = reference.load(x, scale, shift, stripes)
     for *weights, dilation, pool in zip(*columns, strict=True):
         y = sep_conv2d_block(y, *weights, dilation=dilation, pool=pool)
-    return y
+    return in_format_of(x, y)

@@ -134,7 +134,8 @@ _forced: str | None = _checked(os.environ.get("FASTSEP_BACKEND") or None, "FASTS
 class use_backend:
     """Makes every call use one backend: from here on, or inside a `with` block.
 
-    Holds for the whole process.
+    Holds for the whole process. The object may be entered any number of times; leaving a block
+    goes back to what was before it.
 
     Args:
         name: "cpu", "triton", "cuda", "reference", or None to choose by the tensors' device again.
@@ -145,12 +146,16 @@ class use_backend:
     """
 
     def __init__(self, name: str | None) -> None:
-        global _forced
-        self._previous = _forced
-        _forced = _checked(name, "use_backend")
+        self._name = _checked(name, "use_backend")
+        self._previous = [_force(self._name)]
+        self._entered = False
 
     def __enter__(self) -> None:
-        pass
+        if (
+            self._entered or _forced != self._name
+        ):  # else `with use_backend(...)` has just forced it
+            self._previous.append(_force(self._name))
+        self._entered = True
 
     def __exit__(
         self,
@@ -158,8 +163,14 @@ class use_backend:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        global _forced
-        _forced = self._previous
+        _force(self._previous.pop())
+
+
+def _force(name: str | None) -> str | None:
+    """Forces a backend that was checked; returns what was forced before."""
+    global _forced
+    previous, _forced = _forced, name
+    return previous
 
 
 def _unasked_for() -> bool:

@@ -23,6 +23,11 @@ def new_map(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None)
     )
 
 
+def in_format_of(x: Tensor, y: Tensor) -> Tensor:
+    """y in x's memory format, which is lost where a map between them had just one channel."""
+    return y.contiguous(memory_format=memory_format(x))
+
+
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The dtype that sums of products of `dtype` are kept in."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

@@ -20,7 +20,7 @@ from fastsep.dispatch import (
     without,
 )
 from fastsep.kernels import KERNELS, gpu_kernels, interpreted
-from fastsep.layouts import new_map
+from fastsep.layouts import in_format_of, new_map
 from fastsep.reference import global_pool_mlp, load
 
 _WEIGHTS = "Tensor x, Tensor pointwise, Tensor time_taps, Tensor freq_taps"
@@ -187,7 +187,7 @@ def _stack(
         y = load(x, scale, shift, stripes)
         for block in zip(pointwise, time_taps, freq_taps, bias, dilation, pool, strict=True):
             y = operators.sep_conv2d_block(y, *block)
-        return y
+        return in_format_of(x, y)
     with below_autograd():
         return operators.sep_conv2d_stack(
             x, pointwise, time_taps, freq_taps, bias, dilation, pool, scale, shift, stripes, bf16

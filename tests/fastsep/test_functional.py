@@ -423,6 +423,16 @@ def test_stop_beyond_any_size_reaches_the_end() -> None:
     assert torch.equal(fastsep.sep_conv2d_stack(X, [block], stripes=beyond), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64])
+def test_stripes_of_unsigned_integers(dtype: torch.dtype) -> None:
+    """The largest of which lie beyond any size, not before it."""
+    block = fastsep.BlockParameters(**ONES)
+    most = torch.iinfo(dtype).max
+    stripes = torch.tensor([[[0, 3, most], [most, 0, 8], [0, most, most]]] * 2, dtype=dtype)
+    expected = fastsep.sep_conv2d_stack(X, [block], stripes=torch.tensor([[[0, 3, 8]]] * 2))
+    assert torch.equal(fastsep.sep_conv2d_stack(X, [block], stripes=stripes), expected)
+
+
 @pytest.mark.parametrize("dilation", [7, 8, 100, 2**20])
 def test_taps_beyond_the_map_read_zero(backend: str, dilation: int) -> None:
     """However far: at no cost in memory either."""

@@ -92,6 +92,33 @@ def test_use_backend_within_a_block_and_nested(cpu_kernels: None) -> None:
         assert forced()
 
 
+def test_use_backend_as_an_object_used_again() -> None:
+    before = kernels._forced
+    chosen = fastsep.use_backend("reference")
+    for _ in range(3):
+        with chosen:
+            assert kernels._forced == "reference"
+            with fastsep.use_backend(None), chosen, chosen:
+                assert kernels._forced == "reference"
+            assert kernels._forced == "reference"
+        assert kernels._forced == before
+        with fastsep.use_backend(None):
+            with chosen:
+                assert kernels._forced == "reference"
+            assert kernels._forced is None
+
+
+def test_use_backend_as_an_object_goes_back_to_what_was_forced_since() -> None:
+    before = kernels._forced
+    with fastsep.use_backend(before):
+        chosen = fastsep.use_backend("reference")
+        fastsep.use_backend(None)
+        with chosen:
+            assert kernels._forced == "reference"
+        assert kernels._forced is None
+    assert kernels._forced == before
+
+
 def test_use_backend_refuses_and_changes_nothing() -> None:
     with fastsep.use_backend("reference"):
         with pytest.raises(ValueError, match=r"no backend 'cudnn'; choose from cpu, triton, cuda"):

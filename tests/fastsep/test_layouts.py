@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastsep.layouts import accumulator, memory_format, new_map
+from fastsep.layouts import accumulator, in_format_of, memory_format, new_map
 
 CHANNELS_LAST = torch.ones(2, 4, 5, 3).permute(0, 3, 1, 2)
 FORMATS = {
@@ -21,6 +21,14 @@ def test_memory_format(x: Tensor, expected: torch.memory_format) -> None:
     y = new_map(x, (2, 7, 3, 3))
     assert y.shape == (2, 7, 3, 3)
     assert y.is_contiguous(memory_format=expected)
+
+
+@pytest.mark.parametrize(("x", "expected"), FORMATS.values(), ids=FORMATS)
+def test_in_format_of(x: Tensor, expected: torch.memory_format) -> None:
+    for y in (torch.arange(120.0).view(2, 5, 4, 3), torch.arange(120.0).view(2, 4, 3, 5).mT):
+        got = in_format_of(x, y)
+        assert torch.equal(got, y)
+        assert got.is_contiguous(memory_format=expected)
 
 
 def test_new_map_is_of_the_dtype_asked_for() -> None:

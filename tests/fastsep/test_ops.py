@@ -1,6 +1,7 @@
 """The operators as PyTorch's citizens: schemas, compile, export, autocast, autograd."""
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -387,3 +388,21 @@ def test_channels_last_is_kept_by_a_stack(backend: str, weights: Draw, gradients
     w = [t.requires_grad_(gradients) for t in weights(3, 7, torch.float32)]
     for y in (conv(x, *w), block(x, *w), stack(x, *w)):
         assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("widths", [(3, 1, 4), (3, 4, 1, 5), (3, 1, 1, 2)])
+def test_channels_last_is_kept_past_one_channel(
+    backend: str, weights: Draw, widths: tuple[int, ...], gradients: bool
+) -> None:
+    """Whose map is contiguous either way."""
+    x = random(2, 3, 9, 8).contiguous(memory_format=torch.channels_last)
+    blocks = [
+        fastsep.BlockParameters(
+            *(t.requires_grad_(gradients) for t in weights(a, b, x.dtype)), 1, 1
+        )
+        for a, b in pairwise(widths)
+    ]
+    y = fastsep.sep_conv2d_stack(x, blocks)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert not y.is_contiguous()

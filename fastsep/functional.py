@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-import fastsep.ops  # noqa: F401  (registers the operators)
+import fastsep.flops
+import fastsep.ops  # noqa: F401  (both register what they have)
 from fastsep import reference
 from fastsep.checks import (
     BlockParameters,

@@ -2,14 +2,28 @@
 // than the arithmetic done in it.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdlib>
 #include <new>
+#include <string>
 
 namespace fastsep {
 
 // Rounded up to what keeps the next piece of a buffer aligned.
 inline size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// Python's MemoryError, with this text.
+class OutOfMemory : public std::bad_alloc {
+ public:
+  OutOfMemory(size_t bytes, const char* purpose)
+      : text_("fastsep cannot get " + std::to_string(bytes) + " bytes of memory for " + purpose +
+              "; free some, or compute fewer or smaller maps at a time") {}
+  const char* what() const noexcept override { return text_.c_str(); }
+
+ private:
+  std::string text_;
+};
 
 class Arena {
  public:
@@ -20,11 +34,18 @@ class Arena {
 
   // At least `bytes` bytes aligned to 64, with undefined contents; replaces what it gave before.
   void* get(size_t bytes) {
-    if (bytes > size_) {
+    void* data = find(bytes);
+    if (data == nullptr) throw OutOfMemory(bytes, "what the threads share");
+    return data;
+  }
+
+  // As get, but null where there is no memory: for torch's threads, which must not throw.
+  void* find(size_t bytes) noexcept {
+    if (data_ == nullptr || bytes > size_) {
       std::free(data_);
       size_ = 0;
-      data_ = std::aligned_alloc(64, aligned(bytes));
-      if (data_ == nullptr) throw std::bad_alloc();
+      data_ = std::aligned_alloc(64, aligned(std::max<size_t>(bytes, 1)));
+      if (data_ == nullptr) return nullptr;
       size_ = bytes;
     }
     return data_;

@@ -1,9 +1,8 @@
 #include "isa.h"
 
-#include <torch/headeronly/util/Exception.h>
-
 #include <algorithm>
 #include <atomic>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -35,6 +34,12 @@ const std::vector<InstructionSet>& instruction_sets() {  // best first
   return all;
 }
 
+std::string listed(const std::vector<std::string>& names) {
+  std::string list;
+  for (const auto& name : names) list += (list.empty() ? "" : ", ") + name;
+  return list;
+}
+
 std::atomic<const InstructionSet*> chosen{nullptr};
 
 const InstructionSet& instruction_set() {
@@ -61,17 +66,21 @@ std::vector<std::string> supported_isas() {
   return names;
 }
 
-void set_isa(std::string name) {
-  std::string known;
+void set_isa(std::string name) {  // throws no STD_TORCH_CHECK, whose text begins with a source file
+  std::vector<std::string> known;
   for (const auto& isa : instruction_sets()) {
     if (name == isa.name) {
-      STD_TORCH_CHECK(isa.supported, "this machine cannot run instruction set ", name);
+      if (!isa.supported) {
+        throw std::runtime_error("this machine cannot run instruction set " + name + "; it runs " +
+                                 listed(supported_isas()));
+      }
       chosen.store(&isa, std::memory_order_relaxed);
       return;
     }
-    known += known.empty() ? isa.name : std::string(", ") + isa.name;
+    known.push_back(isa.name);
   }
-  STD_TORCH_CHECK(false, "there is no instruction set ", name, "; choose from ", known);
+  throw std::runtime_error("there is no instruction set " + name + "; choose from " +
+                           listed(known));
 }
 
 }  // namespace fastsep

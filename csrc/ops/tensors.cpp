@@ -5,6 +5,8 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include "arena.h"
+
 namespace fastsep {
 
 using torch::headeronly::MemoryFormat;
@@ -55,17 +57,28 @@ bool is_channels_last(const Tensor& x) {
   return true;
 }
 
+// torch's own words for a lack of memory do not come through the stable ABI.
+Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape, MemoryFormat format) {
+  try {
+    return torch::stable::empty(shape, like.scalar_type(), std::nullopt, like.device(),
+                                std::nullopt, format);
+  } catch (const std::exception&) {
+    size_t bytes = like.element_size();
+    for (const int64_t size : shape) bytes *= size_t(size);
+    throw OutOfMemory(bytes, "a result");
+  }
+}
+
 }  // namespace
 
 Tensor new_map(const Tensor& like, const std::vector<int64_t>& shape) {
   const auto format =
       is_channels_last(like) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
-  return torch::stable::empty(shape, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              format);
+  return new_tensor(like, shape, format);
 }
 
 Tensor new_vector(const Tensor& like, const std::vector<int64_t>& shape) {
-  return torch::stable::empty(shape, like.scalar_type(), std::nullopt, like.device());
+  return new_tensor(like, shape, MemoryFormat::Contiguous);
 }
 
 Tensor made_contiguous(const Tensor& x) {

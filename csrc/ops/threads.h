@@ -12,13 +12,21 @@
 
 namespace fastsep {
 
-// Calls f(begin, end, scratch) for ranges of items, on torch's threads.
+// Calls f(begin, end, scratch) for ranges of items, on torch's threads. What is thrown there loses
+// its words on the way out, so a lack of memory is carried out and thrown here.
 template <class F>
 void for_each_range(int64_t items, size_t scratch_bytes, const F& f) {
+  std::atomic<bool> lacking{false};
   torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
-    f(begin, end, static_cast<char*>(scratch_arena().get(scratch_bytes)));
+    void* scratch = scratch_arena().find(scratch_bytes);
+    if (scratch == nullptr) {
+      lacking = true;
+      return;
+    }
+    f(begin, end, static_cast<char*>(scratch));
     scratch_arena().trim();
   });
+  if (lacking) throw OutOfMemory(scratch_bytes, "a thread's own work");
 }
 
 // Finds out whether a number of tasks run at the same time: a thread pool promises nothing.

@@ -136,6 +136,7 @@ def test_environment_variable_with_unknown_name(
     assert "FASTSEP_CPU_ISA" in message
     assert "sse9" in message
     assert "baseline" in message
+    assert ".cpp" not in run.stderr
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

@@ -69,14 +69,20 @@ def _run_plain(plain: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
 
 
 def _backend_of(x: Tensor) -> str:
-    """As `select`, but what PyTorch's own operators alone know how to transform goes to them."""
+    """As `select`, but what PyTorch's own operators alone can be put into goes to them."""
     backend = select(x.device)
-    return "reference" if is_transformed() else backend
+    return "reference" if is_transformed() or _is_exported_to_onnx() else backend
 
 
 def is_transformed() -> bool:
     """Whether a transform of torch.func or forward mode is at work."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _is_exported_to_onnx() -> bool:
+    """Whether a graph is made that knows ONNX's operators only; torch takes its time to say so."""
+    traced = torch.compiler.is_compiling() or torch._C._is_tracing()
+    return traced and torch.onnx.is_in_onnx_export()
 
 
 def _is_plain_inference(x: Tensor, args: tuple[Any, ...]) -> bool:

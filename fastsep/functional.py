@@ -3,7 +3,7 @@
 All functions are differentiable once in every floating argument, deterministic, and never return a
 view of an input. float16 and bfloat16 accumulate in float32 and round once. Under autocast the
 arguments are cast as a convolution's are. Under the transforms of torch.func and in forward mode,
-compiled or not, everything runs in plain PyTorch.
+compiled or not, and in torch.onnx.export everything runs in plain PyTorch.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,7 @@
 """Whether a call goes to an operator or to the reference, and under whose eyes."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -179,6 +180,63 @@ def test_transforms_of_compiled_functions(weights: Draw, transform: Callable[...
     torch.testing.assert_close(compiled(x), function(x))
     torch.testing.assert_close(transform(compiled, x, v), transform(function, x, v))
     torch.testing.assert_close(compiled(x), function(x))
+
+
+class Net(torch.nn.Module):
+    """Every public function, with all that it may be given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        blocks = [fastsep.SepConvBlock(1, 6), fastsep.SepConvBlock(6, 4, dilation=1, pool=1)]
+        self.stack = fastsep.SepConvStack(blocks)
+        self.conv = SepConv2d(4, 5, bias=True)
+        self.block, self.linear = fastsep.SepConvBlock(5, 3), torch.nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, stripes: Tensor) -> Tensor:
+        scale = torch.full((x.shape[3],), 0.5)
+        y = self.stack(x, affine=(scale, scale), stripes=stripes)
+        layers = [(self.linear.weight, self.linear.bias)]
+        return fastsep.global_pool_mlp(self.block(self.conv(y)), layers)
+
+
+def net_and_inputs(clips: int = 2, frames: int = 19) -> tuple[Net, tuple[Tensor, Tensor]]:
+    torch.manual_seed(0)
+    stripes = torch.tensor([[[0, 3, 6], [1, 2, 4]]]).repeat(clips, 1, 1)
+    return Net().eval(), (random(clips, 1, frames, 14), stripes)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_onnx_export(cpu_kernels: None, tmp_path: Path, gradients: bool) -> None:
+    """Goes to PyTorch's own operators without being told, for any number of clips and frames."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    net, inputs = net_and_inputs()
+    with torch.set_grad_enabled(gradients):
+        net(*inputs)  # what layers remember must not matter
+        torch.onnx.export(
+            net, inputs, tmp_path / "net.onnx", dynamo=False, input_names=["x", "stripes"],
+            dynamic_axes={"x": {0: "clips", 2: "frames"}, "stripes": {0: "clips"}},
+        )  # fmt: skip
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    for clips, frames in ((2, 19), (3, 27)):
+        _, (x, stripes) = net_and_inputs(clips, frames)
+        (got,) = session.run(None, {"x": x.numpy(), "stripes": stripes.numpy()})
+        torch.testing.assert_close(torch.from_numpy(got), net(x, stripes).detach())
+
+
+def test_onnx_export_by_way_of_torch_export(
+    cpu_kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its newer exporter does, whose translator need not be installed here."""
+    net, inputs = net_and_inputs()
+
+    def namespaces() -> set[str]:
+        program = torch.export.export(net, inputs, strict=False)
+        targets = [node.target for node in program.graph.nodes]
+        return {t.namespace for t in targets if isinstance(t, torch._ops.OpOverload)}
+
+    assert "fastsep" in namespaces()
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    assert namespaces() == {"aten"}
 
 
 def test_double_backward_works_where_the_error_sends_you(

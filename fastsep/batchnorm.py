@@ -73,6 +73,7 @@ class FoldCache:
         if (
             differentiable
             or torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
             or time_taps.device.type != "cpu"  # comparing would wait for the device
         ):
             return fold(bn, time_taps, freq_taps)

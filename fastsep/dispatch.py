@@ -40,9 +40,10 @@ def run(
     autograd, which is Python for these operators. The C++ kernels check for themselves; only if
     they refuse has `check` the better words for it.
     """
-    backend = _backend_of(x)
+    traced = torch.compiler.is_compiling() or torch._C._is_tracing()
+    backend = _backend_of(x, traced)
     operator = getattr(operators, name)
-    if backend == "cpu" and _is_plain_inference(x, args):
+    if backend == "cpu" and not traced and _is_plain_inference(x, args):
         try:
             with below_autograd():
                 return operator(x, *args)
@@ -68,10 +69,12 @@ def _run_plain(plain: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
     return in_format_of(x, y) if y.dim() == 4 else y
 
 
-def _backend_of(x: Tensor) -> str:
-    """As `select`, but what PyTorch's own operators alone can be put into goes to them."""
+def _backend_of(x: Tensor, traced: bool) -> str:
+    """As `select`, but transforms and ONNX, which know PyTorch's own operators only, get those."""
     backend = select(x.device)
-    return "reference" if is_transformed() or _is_exported_to_onnx() else backend
+    if is_transformed() or (traced and torch.onnx.is_in_onnx_export()):  # which takes long to say
+        return "reference"
+    return backend
 
 
 def is_transformed() -> bool:
@@ -79,17 +82,9 @@ def is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def _is_exported_to_onnx() -> bool:
-    """Whether a graph is made that knows ONNX's operators only; torch takes its time to say so."""
-    traced = torch.compiler.is_compiling() or torch._C._is_tracing()
-    return traced and torch.onnx.is_in_onnx_export()
-
-
 def _is_plain_inference(x: Tensor, args: tuple[Any, ...]) -> bool:
-    """Whether there is nothing to trace or differentiate, so that x's kernel will run."""
-    if type(x) is not Tensor or torch.compiler.is_compiling():
-        return False
-    return not (torch.is_grad_enabled() and needs_gradients((x, *args)))
+    """Whether there is nothing to differentiate, so that x's kernel will run."""
+    return type(x) is Tensor and not (torch.is_grad_enabled() and needs_gradients((x, *args)))
 
 
 def needs_gradients(args: Iterable[Any]) -> bool:

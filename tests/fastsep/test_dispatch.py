@@ -206,6 +206,18 @@ def net_and_inputs(clips: int = 2, frames: int = 19) -> tuple[Net, tuple[Tensor,
 
 
 @pytest.mark.parametrize("gradients", [True, False])
+def test_jit_trace(backend: str, gradients: bool) -> None:
+    """Every time, the first included: the tracer's own check sees the same graph again."""
+    net, inputs = net_and_inputs()
+    with torch.set_grad_enabled(gradients):
+        traced = [torch.jit.trace(net, inputs) for _ in range(2)]
+    for clips, frames in ((2, 19), (3, 27)):
+        _, inputs = net_and_inputs(clips, frames)
+        for again in traced:
+            torch.testing.assert_close(again(*inputs), net(*inputs))
+
+
+@pytest.mark.parametrize("gradients", [True, False])
 def test_onnx_export(cpu_kernels: None, tmp_path: Path, gradients: bool) -> None:
     """Goes to PyTorch's own operators without being told, for any number of clips and frames."""
     onnxruntime = pytest.importorskip("onnxruntime")

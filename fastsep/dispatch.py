@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.amp.autocast_mode import _cast
 from torch.autograd import forward_ad
 from torch.nn.modules import module as nn_module
@@ -55,6 +55,11 @@ def run(
     if backend not in KERNELS[name]:
         return _run_plain(plain, x, *args)
     return operator(x, *args)
+
+
+def as_node(function: Callable[..., Tensor], x: fx.Proxy, *args: Any, **kwargs: Any) -> Any:
+    """A call of `function` in the graph that torch.fx makes of what it does with x."""
+    return x.tracer.create_proxy("call_function", function, (x, *args), kwargs)
 
 
 def _run_plain(plain: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:

@@ -9,7 +9,7 @@ compiled or not, and in torch.onnx.export everything runs in plain PyTorch.
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, fx
 
 import fastsep.flops
 import fastsep.ops  # noqa: F401  (both register what they have)
@@ -27,7 +27,7 @@ from fastsep.checks import (
     checked_layers,
     checked_load,
 )
-from fastsep.dispatch import run
+from fastsep.dispatch import as_node, run
 from fastsep.layouts import in_format_of
 
 
@@ -63,9 +63,11 @@ def sep_conv2d(
 
     Source: DCASE 2021 Task 1A report of Puy, Jain and Bursuc, section 2.
     """
+    block = pointwise, time_taps, freq_taps, bias
+    if isinstance(x, fx.Proxy):
+        return as_node(sep_conv2d, x, *block, dilation=dilation)
     check_input(x)
     check_geometry("", dilation)
-    block = pointwise, time_taps, freq_taps, bias
 
     def check() -> None:
         check_block(x, x.shape[1], "", *block)
@@ -93,9 +95,11 @@ def sep_conv2d_block(
     Returns:
         (N, Cout, T // pool, F // pool); channels_last when x is.
     """
+    block = pointwise, time_taps, freq_taps, bias
+    if isinstance(x, fx.Proxy):
+        return as_node(sep_conv2d_block, x, *block, dilation=dilation, pool=pool)
     check_input(x)
     check_geometry("", dilation, pool)
-    block = pointwise, time_taps, freq_taps, bias
 
     def check() -> None:
         check_block(x, x.shape[1], "", *block, needs_bias=True)
@@ -126,6 +130,8 @@ def sep_conv2d_stack(
     Returns:
         (N, Cout of the last block, T', F') with T' = T // pool // pool ... over the blocks.
     """
+    if isinstance(x, fx.Proxy):
+        return as_node(sep_conv2d_stack, x, blocks, affine=affine, stripes=stripes, compute=compute)
     scale, shift, stripes = checked_load(x, affine, stripes)
     blocks = checked_blocks(blocks)
     check_compute(compute)
@@ -153,6 +159,8 @@ def global_pool_mlp(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]] = ()) -> 
 
     Source: Kong et al., "PANNs: Large-Scale Pretrained Audio Neural Networks", 2020.
     """
+    if isinstance(x, fx.Proxy):
+        return as_node(global_pool_mlp, x, layers)
     check_input(x)
     check_poolable(x)
     weights, biases = checked_layers(layers)

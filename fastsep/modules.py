@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fastsep import reference
 from fastsep.batchnorm import FoldCache, fold, uses_batch_statistics
@@ -78,7 +78,7 @@ class SepConvBlock(Block):
         self._fold = FoldCache()
 
     def forward(self, x: Tensor) -> Tensor:
-        p = self.inference_parameters()
+        p = None if isinstance(x, fx.Proxy) else self.inference_parameters()
         if p is not None:
             return run_block(self, x, p)
         return norm_relu_pool(self.bn, self.conv(x), self.pool)
@@ -152,8 +152,12 @@ class SepConvStack(nn.Sequential):
         """x (N, C, T, F); affine, stripes and result as for `sep_conv2d_stack`."""
         blocks = []
         for block in self:
-            if has_hooks(block) or (parameters := block.inference_parameters()) is None:
-                return super().forward(reference.load(x, *checked_load(x, affine, stripes)))
+            if (
+                isinstance(x, fx.Proxy)
+                or has_hooks(block)
+                or (parameters := block.inference_parameters()) is None
+            ):
+                return super().forward(load(x, affine, stripes))
             blocks.append(parameters)
         return sep_conv2d_stack(x, blocks, affine=affine, stripes=stripes, compute=self.compute)
 
@@ -167,7 +171,18 @@ class GlobalPool(nn.Module):
 
 def norm_relu_pool(bn: nn.Module | None, y: Tensor, pool: int) -> Tensor:
     """What follows the convolution in a block whose layers are called one by one."""
-    y = torch.relu(y if bn is None else bn(y))
+    return relu_pool(y if bn is None else bn(y), pool)
+
+
+@fx.wrap
+def load(x: Tensor, affine: tuple[Tensor, Tensor] | None, stripes: Tensor | None) -> Tensor:
+    """The input as a stack's first block sees it."""
+    return reference.load(x, *checked_load(x, affine, stripes))
+
+
+@fx.wrap
+def relu_pool(y: Tensor, pool: int) -> Tensor:
+    y = torch.relu(y)
     if pool == 1:
         return y
     if min(y.shape[2:]) < pool:  # no window fits, which avg_pool2d calls an error

@@ -1,5 +1,6 @@
 """Whether a call goes to an operator or to the reference, and under whose eyes."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,37 @@ def net_and_inputs(clips: int = 2, frames: int = 19) -> tuple[Net, tuple[Tensor,
     torch.manual_seed(0)
     stripes = torch.tensor([[[0, 3, 6], [1, 2, 4]]]).repeat(clips, 1, 1)
     return Net().eval(), (random(clips, 1, frames, 14), stripes)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_symbolic_trace_of_layers(backend: str, training: bool) -> None:
+    """Their layers one by one, which go on sharing weights and statistics with the original."""
+    net, inputs = net_and_inputs()
+    twin = torch.fx.symbolic_trace(net.train(training))
+    assert "bn" in twin.code and "sep_conv2d" in twin.code
+    for source in (net, copy.deepcopy(net)):
+        source.load_state_dict(net.state_dict())
+        torch.testing.assert_close(twin(*inputs), source(*inputs), rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            net.block.bn.running_var.mul_(2)
+            net.conv.pointwise.mul_(2)
+    for layer in (net.stack, net.stack[0], net.conv):
+        shape = 2, layer.in_channels if isinstance(layer, SepConv2d) else 1, 9, 8
+        x = random(*shape)
+        torch.testing.assert_close(
+            torch.fx.symbolic_trace(layer)(x), layer(x), rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_symbolic_trace_of_functions(weights: Draw, name: str) -> None:
+    function = _of_each_function(weights)[name]
+    x = random(2, 3, 6, 5, dtype=torch.float64)
+    twin = torch.fx.symbolic_trace(function)
+    calls = [node.target for node in twin.graph.nodes if node.op == "call_function"]
+    assert calls[-1].__module__ == "fastsep.functional"
+    assert torch.equal(twin(x), function(x))
+    assert torch.equal(copy.deepcopy(twin)(x), function(x))
 
 
 @pytest.mark.parametrize("gradients", [True, False])

@@ -154,6 +154,7 @@ class SepConvStack(nn.Sequential):
         for block in self:
             if (
                 isinstance(x, fx.Proxy)
+                or not isinstance(block, SepConvBlock)  # appended, or put in another's place
                 or has_hooks(block)
                 or (parameters := block.inference_parameters()) is None
             ):

@@ -146,6 +146,22 @@ def test_stack_takes_blocks_only() -> None:
         SepConvStack([SepConvBlock(1, 4), nn.Dropout(0.1)])  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize("gradients", [True, False])
+def test_other_layers_put_into_a_stack_are_called(backend: str, gradients: bool) -> None:
+    stack, x = three_blocks().double(), random(2, 1, 16, 12)
+    affine = random(12, seed=1), random(12, seed=2)
+    stack.append(nn.Dropout())
+    stack[1] = nn.Sequential(stack[1], nn.Tanh())
+    stack.eval()
+    with torch.set_grad_enabled(gradients):
+        y = reference.load(x, *affine, None)
+        for layer in stack:
+            y = layer(y)
+        torch.testing.assert_close(stack(x, affine=affine), y)
+        stack.train()
+        assert (stack(x) == 0).float().mean() > 0.3
+
+
 def test_a_slice_of_a_stack_is_a_stack(backend: str) -> None:
     stack = trained(three_blocks()).eval()
     head, x = stack[:2], random(1, 1, 12, 12)

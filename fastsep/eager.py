@@ -84,7 +84,6 @@ class EagerStack(nn.Sequential):
     def forward(
         self,
         x: Tensor,
-        *,
         affine: tuple[Tensor, Tensor] | None = None,
         stripes: Tensor | None = None,
     ) -> Tensor:

@@ -145,7 +145,6 @@ class SepConvStack(nn.Sequential):
     def forward(
         self,
         x: Tensor,
-        *,
         affine: tuple[Tensor, Tensor] | None = None,
         stripes: Tensor | None = None,
     ) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 import fastsep
 from fastsep import SepConv2d, reference
 from fastsep.dispatch import operators
+from fastsep.eager import to_eager
 from fastsep.kernels import KERNELS
 
 Draw = Callable[..., tuple[Any, Any, Any, Any]]  # the fixture `weights`
@@ -265,6 +266,17 @@ def test_onnx_export(cpu_kernels: None, tmp_path: Path, gradients: bool) -> None
         _, (x, stripes) = net_and_inputs(clips, frames)
         (got,) = session.run(None, {"x": x.numpy(), "stripes": stripes.numpy()})
         torch.testing.assert_close(torch.from_numpy(got), net(x, stripes).detach())
+
+
+def test_onnx_export_of_a_bare_stack(cpu_kernels: None, tmp_path: Path) -> None:
+    """Whose optional arguments the exporter passes one by one, by position."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    net, (x, _) = net_and_inputs()
+    for i, stack in enumerate((net.stack, to_eager(net.stack))):
+        path = tmp_path / f"{i}.onnx"
+        torch.onnx.export(stack, (x,), path, dynamo=False, input_names=["x"])
+        (got,) = onnxruntime.InferenceSession(path).run(None, {"x": x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(got), net.stack(x).detach())
 
 
 def test_onnx_export_by_way_of_torch_export(

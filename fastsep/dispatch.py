@@ -87,6 +87,17 @@ def is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def is_observed() -> bool:
+    """Whether a transform, a mode, a tracer or the compiler may see what is computed."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or is_transformed()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+    )
+
+
 def _is_plain_inference(x: Tensor, args: tuple[Any, ...]) -> bool:
     """Whether there is nothing to differentiate, so that x's kernel will run."""
     return type(x) is Tensor and not (torch.is_grad_enabled() and needs_gradients((x, *args)))

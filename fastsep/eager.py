@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsep import reference
-from fastsep.fusion import FusedSepConv, unfuse
+from fastsep.fusion import unfuse
 from fastsep.modules import GlobalPool, SepConv2d, SepConvBlock, SepConvStack
 
 
@@ -112,9 +112,7 @@ def _replace(module: nn.Module, memo: dict[Any, Any]) -> None:
         return
     forward = type(module).forward  # that of a subclass may compute something else
     eager: nn.Module
-    if isinstance(module, FusedSepConv):
-        eager = copy.deepcopy(module._original[0], memo)
-    elif isinstance(module, SepConv2d) and forward is SepConv2d.forward:
+    if isinstance(module, SepConv2d) and forward is SepConv2d.forward:
         eager = EagerConv(module, memo)
     elif isinstance(module, SepConvBlock) and forward is SepConvBlock.forward:
         eager = EagerBlock(module, memo)

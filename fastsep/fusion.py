@@ -4,18 +4,23 @@ Blocks are replaced one by one (see `fastsep.recognise`). Where a forward chains
 as one stack (see `fastsep.streaming`).
 """
 
+import warnings
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from fastsep.batchnorm import FoldCache, uses_batch_statistics
+from fastsep.batchnorm import FoldCache, is_foldable
 from fastsep.checks import BlockParameters
+from fastsep.front import Front, behind, put, take_off
 from fastsep.functional import sep_conv2d
+from fastsep.hooks import has_global_hooks
 from fastsep.modules import SepConv2d, SepConvBlock, norm_relu_pool
 from fastsep.recognise import Layers, followers, recognise
-from fastsep.streaming import Block, chain, has_hooks, run_block, unchain
+from fastsep.snapshot import Snapshot
+from fastsep.streaming import Block, chain, run_block, unchain
 
 
 @dataclass
@@ -36,108 +41,116 @@ class FuseReport:
         return "\n".join(lines) or "found no separable convolutions"
 
 
-class FusedSepConv(Block):
-    """Stands in for a block or operator: the same layers under the same names, run fused.
+@dataclass
+class _Fusion:
+    """What a fused block knows of itself."""
 
-    Parameters, buffers and state_dict keys are the original's own. In training the convolutions
-    are one operator; in eval mode batch norm, ReLU and pooling join it. With hooks on its layers,
-    or others in their place, the original's forward runs.
+    layers: Layers
+    snapshot: Snapshot
+    cache: FoldCache = field(default_factory=FoldCache)
+    told: bool = False  # that it no longer is what was fused
+
+
+class FusedSepConv(Front, Block):
+    """In front of the class of a block or operator: its layers, run fused.
+
+    In training the convolutions are one operator; in eval mode batch norm, ReLU and pooling join
+    it. Where layers have hooks, or are not what they were, the forward runs as it was written.
     """
 
-    def __init__(self, original: nn.Module, layers: Layers) -> None:
-        super().__init__()
-        for name in list(vars(self)):  # parameters, layers, mode, hooks: all that is nn.Module's
-            vars(self)[name] = vars(original)[name]
-        self.layers = layers
-        self._original = (original,)  # in a tuple, so that it is not registered as a child
-        self._recognised = tuple(
-            (parent, name, child, path)
-            for prefix, parent in original.named_modules()
-            for name, child in parent._modules.items()
-            for path in (f"{prefix}.{name}" if prefix else name,)
-        )
-        self._fold = FoldCache()
+    _fusion: _Fusion
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if "_original" not in self.__dict__:
-                raise
-            return getattr(self._original[0], name)
-
-    def train(self, mode: bool = True) -> "FusedSepConv":
-        self._original[0].train(mode)  # the same layers, perhaps with a train() of its own
-        self.training = self._original[0].training
-        return self
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        fusion = self._fusion
+        if (
+            len(args) != 1
+            or kwargs
+            or not isinstance(args[0], Tensor)  # what torch.fx traces with, or for it to refuse
+            or has_global_hooks()
+            or not self.is_as_recognised()
+        ):
+            return behind(self).forward(self, *args, **kwargs)
+        x, layers = args[0], fusion.layers
+        if layers.relu and self._norm_folds():
+            return run_block(self, x, self.folded())
+        y = sep_conv2d(x, *self._weights(), dilation=layers.dilation)
+        return norm_relu_pool(self._batch_norm(), y, layers.pool) if layers.relu else y
 
     def is_as_recognised(self) -> bool:
         """Whether its layers are those that `fuse` saw, and have no hooks."""
-        for parent, name, child, path in self._recognised:
-            now = parent._modules.get(name)
-            if now is not child and not (path == self.layers.bn and isinstance(now, _NORMS)):
-                return False
-            if now is not None and has_hooks(now):
-                return False
-        return True
+        fusion = self._fusion
+        if fusion.snapshot.holds():
+            return True
+        if not fusion.told and not torch.compiler.is_compiling():
+            difference = fusion.snapshot.difference()
+            if difference is not None:
+                fusion.told = True
+                warnings.warn(
+                    f"a fused {type(self).__name__} runs as it was written, since {difference}; "
+                    "fuse(model) again looks at it anew",
+                    stacklevel=4,
+                )
+        return False
 
-    def may_join(self) -> bool:
-        bn = self._batch_norm()
-        return isinstance(bn, _NORMS) and not uses_batch_statistics(bn) and self.is_as_recognised()
+    def can_fold(self) -> bool:
+        return self._fusion.layers.relu and self._norm_folds() and self.is_as_recognised()
+
+    may_join = can_fold
+
+    def folded(self) -> BlockParameters:
+        bn, layers = self._batch_norm(), self._fusion.layers
+        pointwise, time, freq, bias = self._weights()
+        if bn is None:
+            assert bias is not None
+            return BlockParameters(pointwise, time, freq, bias, layers.dilation, layers.pool)
+        taps = self._fusion.cache(bn, time, freq)
+        assert taps is not None  # as can_fold says
+        return BlockParameters(pointwise, *taps, layers.dilation, layers.pool)
 
     def as_block(self) -> SepConvBlock:
         """A SepConvBlock of the same weights, not shared."""
-        pointwise = self._weight(self.layers.pointwise).detach()
-        bn = self._batch_norm()
-        assert isinstance(bn, nn.BatchNorm2d)
-        cout, cin = pointwise.shape
-        block = SepConvBlock(cin, cout, dilation=self.layers.dilation, pool=self.layers.pool)
-        block.conv.pointwise = nn.Parameter(pointwise.clone())
-        block.conv.time_taps = nn.Parameter(self._weight(self.layers.time).detach().clone())
-        block.conv.freq_taps = nn.Parameter(self._weight(self.layers.freq).detach().clone())
+        layers, bn = self._fusion.layers, self._batch_norm()
+        weights = self._weights()
+        with torch.device("meta"):  # draws no random weights
+            cout, cin = weights[0].shape
+            block = SepConvBlock(cin, cout, dilation=layers.dilation, pool=layers.pool)
+        names = ("pointwise", "time_taps", "freq_taps", "bias")
+        for name, weight in zip(names, weights, strict=True):
+            if weight is not None:
+                value = weight.detach().clone()
+                setattr(block.conv, name, nn.Parameter(value, requires_grad=weight.requires_grad))
         block.bn = bn
         return block.train(self.training)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.is_as_recognised():
-            return self._original[0].forward(x)
-        if self.layers.bn is not None and (p := self.inference_parameters()) is not None:
-            return run_block(self, x, p)
-        layers = self.layers
-        weights = map(self._weight, (layers.pointwise, layers.time, layers.freq))
-        y = sep_conv2d(x, *weights, dilation=layers.dilation)
-        return y if layers.bn is None else norm_relu_pool(self._batch_norm(), y, layers.pool)
+    def _norm_folds(self) -> bool:
+        bn = self._batch_norm()
+        return bn is None if self._fusion.layers.bn is None else is_foldable(bn)
 
-    def inference_parameters(self) -> BlockParameters | None:
-        bn, layers = self._batch_norm(), self.layers
-        assert isinstance(bn, _NORMS)
-        taps = self._fold(bn, self._weight(layers.time), self._weight(layers.freq))
-        if taps is None:
-            return None
-        pointwise = self._weight(layers.pointwise)
-        return BlockParameters(pointwise, *taps, layers.dilation, layers.pool)
+    def _batch_norm(self) -> Any:
+        path = self._fusion.layers.bn
+        return None if path is None else self._layer(path)
 
-    def _batch_norm(self) -> nn.Module | None:
-        return None if self.layers.bn is None else self._layer(self.layers.bn)
+    def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Those of `sep_conv2d`."""
+        layers = self._fusion.layers
+        pointwise, time, freq = map(self._layer, (layers.pointwise, layers.time, layers.freq))
+        bias = None
+        for conv in (time, freq) if layers.biased else ():
+            if conv.bias is not None:
+                bias = conv.bias if bias is None else bias + conv.bias
+        # (Cout, Cin, 1, 1) -> (Cout, Cin); (C, 1, 3, 1) -> (C, 3)
+        weights = pointwise.weight.flatten(1), time.weight.flatten(1), freq.weight.flatten(1)
+        return (*weights, bias)
 
-    def _weight(self, path: str) -> Tensor:
-        conv = self._layer(path)
-        assert isinstance(conv, nn.Conv2d)
-        return conv.weight.flatten(1)  # (Cout, Cin, 1, 1) -> (Cout, Cin); (C, 1, 3, 1) -> (C, 3)
-
-    def _layer(self, path: str) -> nn.Module:
-        layer: nn.Module | None = self
+    def _layer(self, path: str) -> Any:
+        layer: Any = self
         for name in path.split("."):
-            assert layer is not None
             layer = layer._modules[name]  # get_submodule takes several times as long
-        assert layer is not None
         return layer
 
     def extra_repr(self) -> str:
-        return f"dilation={self.layers.dilation}, pool={self.layers.pool}"
-
-
-_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+        layers = self._fusion.layers
+        return f"fused, dilation={layers.dilation}, pool={layers.pool}"
 
 
 def fuse(model: nn.Module) -> FuseReport:
@@ -156,8 +169,8 @@ def fuse(model: nn.Module) -> FuseReport:
         FuseReport, whose str() lists what was replaced and what was left alone and why.
     """
     report = FuseReport()
-    _fuse_children(model, "", report, {})
-    if not report.replaced and not report.left_alone and _has_cross(model):
+    _fuse_children(model, "", report, set())
+    if not report.replaced and not report.left_alone and _has_candidate(model):
         found = recognise(model)
         report.left_alone["(model)"] = (
             "the model itself is the block and cannot replace itself; wrap it: nn.Sequential(model)"
@@ -172,31 +185,33 @@ def fuse(model: nn.Module) -> FuseReport:
 
 def unfuse(model: nn.Module) -> None:
     """Puts the original modules back, in place; their weights are the ones trained meanwhile."""
-    for parent in list(model.modules()):
-        unchain(parent)
-        for name, child in parent._modules.items():
-            if isinstance(child, FusedSepConv):
-                original = child._original[0]
-                original._is_full_backward_hook = child._is_full_backward_hook
-                parent._modules[name] = original
+    for module in list(model.modules()):
+        unchain(module)
+        _restore(module)
+
+
+def _restore(module: nn.Module) -> None:
+    if isinstance(module, FusedSepConv):
+        take_off(module)
+        del module._fusion
 
 
 def _fuse_children(
-    parent: nn.Module, prefix: str, report: FuseReport, seen: dict[int, nn.Module]
+    parent: nn.Module, prefix: str, report: FuseReport, seen: set[nn.Module]
 ) -> None:
     for name, child in list(parent._modules.items()):
-        if child is None or isinstance(child, (FusedSepConv, SepConv2d, SepConvBlock)):
+        if child is None or child in seen or isinstance(child, (SepConv2d, SepConvBlock)):
             continue
         path = f"{prefix}{name}"
-        if id(child) in seen:  # one module used in two places stays one module
-            parent._modules[name] = seen[id(child)]
+        seen.add(child)
+        if isinstance(child, FusedSepConv):
+            if child._fusion.snapshot.difference() is None:
+                continue
+            _restore(child)
+        if not _has_candidate(child):
             continue
-        seen[id(child)] = child
-        if not _has_cross(child):
-            continue
-        found = recognise(child)
+        found = _fuse_one(child)
         if isinstance(found, Layers):
-            seen[id(child)] = parent._modules[name] = FusedSepConv(child, found)
             report.replaced[path] = _describe(child, found)
             continue
         before = len(report.replaced) + len(report.left_alone)
@@ -205,24 +220,43 @@ def _fuse_children(
             report.left_alone[path] = found
 
 
+def _fuse_one(module: nn.Module) -> Layers | str:
+    hidden = [name for name in _OWN if hasattr(module, name)]
+    if hidden:
+        return f"it has a {hidden[0]} of its own, which the fused block's would hide"
+    found = recognise(module)
+    if isinstance(found, Layers):
+        fusion = _Fusion(found, Snapshot(module, found.bn))
+        if not put(FusedSepConv, module):
+            return f"its class, {type(module).__name__}, cannot be extended"
+        vars(module)["_fusion"] = fusion
+    return found
+
+
+_OWN = sorted({n for k in (FusedSepConv, Front, Block) for n in vars(k)} - set(dir(nn.Module)))
+# without what its class has from Python, and the annotation
+_OWN = [name for name in _OWN if not name.startswith("__")] + ["_fusion"]
+
+
 def _describe(module: nn.Module, layers: Layers) -> str:
     conv = module.get_submodule(layers.pointwise)
     assert isinstance(conv, nn.Conv2d)
     channels = f"{conv.in_channels} -> {conv.out_channels}, dilation {layers.dilation}"
-    if layers.bn is None:
+    if not layers.relu:
         return f"separable convolution {channels}"
     return f"separable block {channels}, pool {layers.pool}"
 
 
-def _has_cross(module: nn.Module) -> bool:
-    """Whether a 3x1 and a 1x3 depthwise convolution are anywhere in the module."""
+def _has_candidate(module: nn.Module) -> bool:
+    """Whether it holds layers of which somebody might think that they are fused."""
     fused = {m for f in module.modules() if isinstance(f, FusedSepConv) for m in f.modules()}
-    kernels = {
-        conv.kernel_size
+    return any(
+        isinstance(conv, nn.Conv2d)
+        and conv is not module
+        and conv not in fused
+        and (conv.groups == conv.in_channels > 1 or conv.kernel_size in ((3, 1), (1, 3)))
         for conv in module.modules()
-        if isinstance(conv, nn.Conv2d) and conv.groups == conv.in_channels and conv not in fused
-    }
-    return {(3, 1), (1, 3)} <= kernels
+    )
 
 
 def _make_stacks(module: nn.Module, prefix: str) -> list[list[str]]:
@@ -257,4 +291,4 @@ def _make_stacks(module: nn.Module, prefix: str) -> list[list[str]]:
 
 
 def _is_block(module: nn.Module | None) -> bool:
-    return isinstance(module, FusedSepConv) and module.layers.bn is not None
+    return isinstance(module, FusedSepConv) and module._fusion.layers.relu

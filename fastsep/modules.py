@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastsep import reference
-from fastsep.batchnorm import FoldCache, fold, uses_batch_statistics
+from fastsep.batchnorm import BatchNorm, FoldCache, fold, is_foldable
 from fastsep.checks import BlockParameters, checked_load
 from fastsep.functional import (
     global_pool_mlp,
     sep_conv2d,
     sep_conv2d_stack,
 )
-from fastsep.streaming import Block, has_hooks, run_block
+from fastsep.hooks import has_global_hooks, has_hooks
+from fastsep.streaming import Block, run_block
 
 
 class SepConv2d(nn.Module):
@@ -78,39 +79,47 @@ class SepConvBlock(Block):
         self._fold = FoldCache()
 
     def forward(self, x: Tensor) -> Tensor:
-        p = None if isinstance(x, fx.Proxy) else self.inference_parameters()
-        if p is not None:
-            return run_block(self, x, p)
+        if not isinstance(x, fx.Proxy) and self.can_fold() and not has_global_hooks():
+            return run_block(self, x, self.folded())
         return norm_relu_pool(self.bn, self.conv(x), self.pool)
 
-    def inference_parameters(self) -> BlockParameters | None:
-        bn, conv = self.bn, self.conv  # each look-up in a module shows
-        if has_hooks(conv) or (bn is not None and has_hooks(bn)):
-            return None
-        if bn is not None:
-            taps = self._fold(bn, conv.time_taps, conv.freq_taps)
-        else:
-            assert conv.bias is not None
-            taps = conv.time_taps, conv.freq_taps, conv.bias
-        if taps is None:
-            return None
-        return BlockParameters(conv.pointwise, *taps, conv.dilation, self.pool)
+    def can_fold(self) -> bool:
+        conv, bn = self._modules["conv"], self._modules["bn"]  # each look-up as an attribute shows
+        if conv is None or type(conv).forward is not SepConv2d.forward or has_hooks(conv):
+            return False
+        return conv.bias is not None if bn is None else is_foldable(bn)
+
+    def folded(self) -> BlockParameters:
+        bn, conv = self.bn, self.conv
+        pointwise, taps = conv.pointwise, (conv.time_taps, conv.freq_taps, conv.bias)
+        weights = taps if bn is None else self._fold(bn, *taps)
+        assert weights is not None  # as can_fold says
+        time, freq, bias = weights
+        assert bias is not None
+        return BlockParameters(pointwise, time, freq, bias, conv.dilation, self.pool)
 
     def may_join(self) -> bool:
-        bn = self.bn
-        folds = bn is None or not (uses_batch_statistics(bn) or has_hooks(bn))
-        return folds and not has_hooks(self.conv) and type(self).forward is SepConvBlock.forward
+        return self.can_fold() and type(self).forward is SepConvBlock.forward
 
     def fold_(self, eps: float | None = None) -> None:
         """Folds the batch norm into the convolution for good; nothing to do on a folded block."""
-        if self.bn is None:
+        bn, conv = self.bn, self.conv
+        if not isinstance(bn, BatchNorm):
             return
         with torch.no_grad():
-            parameters = fold(self.bn, self.conv.time_taps, self.conv.freq_taps, eps)
-        names = ("time_taps", "freq_taps", "bias")
-        for name, value in zip(names, parameters, strict=True):
-            setattr(self.conv, name, nn.Parameter(value))
-        self.bn = None
+            taps = fold(bn, conv.time_taps, conv.freq_taps, conv.bias, eps)
+        with torch.device("meta"):  # draws no random weights
+            folded = SepConv2d(conv.in_channels, conv.out_channels, dilation=conv.dilation)
+        # A convolution of its own: the old one may be that of other blocks, or be parametrised.
+        pointwise: Any = conv.pointwise
+        if not isinstance(pointwise, nn.Parameter):
+            pointwise = nn.Parameter(pointwise.detach().clone(), pointwise.requires_grad)
+        folded.pointwise = pointwise
+        folded.time_taps = nn.Parameter(taps[0], conv.time_taps.requires_grad)
+        folded.freq_taps = nn.Parameter(taps[1], conv.freq_taps.requires_grad)
+        shift = bn.bias if bn.bias is not None else conv.time_taps
+        folded.bias = nn.Parameter(taps[2], shift.requires_grad)
+        self.conv, self.bn = folded.train(conv.training), None
 
     def extra_repr(self) -> str:
         return f"pool={self.pool}"
@@ -149,17 +158,12 @@ class SepConvStack(nn.Sequential):
         stripes: Tensor | None = None,
     ) -> Tensor:
         """x (N, C, T, F); affine, stripes and result as for `sep_conv2d_stack`."""
-        blocks = []
-        for block in self:
-            if (
-                isinstance(x, fx.Proxy)
-                or not isinstance(block, SepConvBlock)  # appended, or put in another's place
-                or has_hooks(block)
-                or (parameters := block.inference_parameters()) is None
-            ):
-                return super().forward(load(x, affine, stripes))
-            blocks.append(parameters)
-        return sep_conv2d_stack(x, blocks, affine=affine, stripes=stripes, compute=self.compute)
+        blocks = list(self)
+        traced = isinstance(x, fx.Proxy)
+        if traced or has_global_hooks() or not all(_may_join(block) for block in blocks):
+            return super().forward(load(x, affine, stripes))
+        weights = [block.folded() for block in blocks]
+        return sep_conv2d_stack(x, weights, affine=affine, stripes=stripes, compute=self.compute)
 
 
 class GlobalPool(nn.Module):
@@ -167,6 +171,11 @@ class GlobalPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return global_pool_mlp(x)
+
+
+def _may_join(block: nn.Module) -> bool:
+    """Also of what somebody put into a stack later."""
+    return isinstance(block, SepConvBlock) and not has_hooks(block) and block.may_join()
 
 
 def norm_relu_pool(bn: nn.Module | None, y: Tensor, pool: int) -> Tensor:

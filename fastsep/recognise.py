@@ -8,25 +8,35 @@ torch.fx and read backwards from its output,
 
 import copy
 import operator
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastsep.streaming import has_hooks
+from fastsep.hooks import has_hooks
 
 
 @dataclass(frozen=True)
 class Layers:
-    """Where a block keeps its layers: paths inside its module; bn is None for the bare operator."""
+    """Where a block keeps its layers: paths inside its module.
+
+    bn: None for the bare operator, and in a block whose batch norm was folded; relu tells which.
+    biased: whether the depthwise convolutions have biases.
+    """
 
     pointwise: str
     time: str
     freq: str
     bn: str | None
+    relu: bool
+    biased: bool
     dilation: int
     pool: int
 
@@ -35,22 +45,36 @@ def recognise(module: nn.Module) -> Layers | str:
     """The layers of the block that the module is, or why it is not one."""
     for path, part in module.named_modules():
         if has_hooks(part):
-            what = "has hooks or a forward of its own, which the fused operator would not call"
+            what = "has hooks or a forward of its own (or __call__), which would not be called"
             return f"{path or 'the module'} {what}"
-    found: list[Layers] = []
-    modes = {part: part.training for part in module.modules()}
+        if hasattr(type(part).forward, "__wrapped__"):
+            return f"the forward of {path or 'the module'} is decorated, with what would be lost"
+    tensors = _tensors(module, with_buffers=True)
+    found: set[Layers] = set()
     try:
-        for mode in (True, False):  # a forward that branches on self.training is not the block
-            module.train(mode)
-            found.append(_Reader(module).read())
+        twin = copy.deepcopy(module, tensors)  # for whatever the forward may store
+        for mode, state in product((True, False), repeat=2):
+            twin.train(mode)  # a forward that branches on self.training is not the block
+            with _state(state):
+                found.add(_Reader(twin).read())
     except _Mismatch as mismatch:
         return str(mismatch)
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
-    if found[0] != found[1]:
+    except Exception as error:
+        return f"it cannot be copied to be looked at: {error}".split("\n")[0]
+    if len(found) > 1:
         return "its forward differs between training and eval mode"
-    return found[0]
+    return found.pop()
+
+
+def _tensors(module: nn.Module, *, with_buffers: bool) -> dict[int, Any]:
+    """For deepcopy: what is not to be copied."""
+    return {
+        id(value): value
+        for part in module.modules()
+        for values in (part._parameters, *((part._buffers, vars(part)) if with_buffers else ()))
+        for value in values.values()
+        if isinstance(value, Tensor)
+    }
 
 
 def followers(
@@ -64,15 +88,10 @@ def followers(
         Path of the submodule whose forward calls both -> path of a block, from there -> path of
         the next. None when torch.fx cannot trace the forward.
     """
-    tensors = {
-        id(value): value
-        for part in module.modules()
-        for value in (*part._parameters.values(), *part._buffers.values(), *vars(part).values())
-        if isinstance(value, Tensor)
-    }
-    try:  # on a copy, tensors aside, for whatever the forward may store
-        twin = copy.deepcopy(module, tensors).eval()
-        graph = _BlockTracer(is_block).trace(twin)
+    try:  # on a copy, for whatever the forward may store; parameters stand for themselves
+        twin = copy.deepcopy(module, _tensors(module, with_buffers=False)).eval()
+        with torch.random.fork_rng(devices=()):
+            graph = _BlockTracer(is_block).trace(twin)
     except Exception:
         return None
     calls = [
@@ -126,22 +145,84 @@ class _Mismatch(Exception):
     """Why a module is not a separable block."""
 
 
+class _LayerTracer(fx.Tracer):
+    """Sees what a forward does with tensors other than its input, and under which state."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outside = _modes()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _modes() != self.outside:
+            raise _Mismatch(
+                "its forward switches gradients or autocast, which the fused operator would not"
+            )
+        return super().create_node(*args, **kwargs)
+
+
+def _modes() -> tuple[Any, ...]:
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        *(torch.is_autocast_enabled(device) for device in _DEVICES),
+        *(torch.get_autocast_dtype(device) for device in _DEVICES),
+    )
+
+
+_DEVICES = ("cpu", "cuda")
+
+
+@contextmanager
+def _state(on: bool) -> Iterator[None]:
+    """Gradients and autocast on or off: a forward that sets either differs from one of the two."""
+    before = [torch.is_autocast_enabled(device) for device in _DEVICES]
+    try:
+        for device in _DEVICES:
+            torch.set_autocast_enabled(device, on)
+        with torch.set_grad_enabled(on):
+            yield
+    finally:
+        for device, enabled in zip(_DEVICES, before, strict=True):
+            torch.set_autocast_enabled(device, enabled)
+
+
+class _NoTensors(TorchDispatchMode):
+    """What a traced forward computes with real tensors is not in the trace, but has happened."""
+
+    def __torch_dispatch__(self, *args: Any, **kwargs: Any) -> Any:
+        raise _Mismatch(
+            "its forward computes with tensors of its own, which the fused operator would not"
+        )
+
+
+def _attributes(module: nn.Module) -> list[dict[str, Any]]:
+    """What a forward may store, in a form that can be compared."""
+    return [
+        {k: repr(v) if isinstance(v, (list, dict, set, deque)) else id(v) for k, v in own.items()}
+        for part in module.modules()
+        if (own := {k: v for k, v in vars(part).items() if k not in _USUAL})
+    ]
+
+
+_USUAL = frozenset(vars(nn.Module()))
+
+
 class _Reader:
     """Reads a module's traced forward from its output back to its input."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        before = {part: dict(vars(part)) for part in module.modules()}
+        before = _attributes(module)
         try:
-            self.graph = fx.Tracer().trace(module)
+            with _NoTensors():
+                self.graph = _LayerTracer().trace(module)
+        except _Mismatch:
+            raise
         except Exception as error:  # whatever the foreign forward raises on a symbolic input
             raise _Mismatch(f"torch.fx cannot trace its forward: {error}".split("\n")[0]) from error
-        finally:
-            stored = [part for part, state in before.items() if vars(part) != state]
-            for part in stored:  # a symbolic value it set as an attribute
-                vars(part).clear()
-                vars(part).update(before[part])
-        if stored:
+        if _attributes(module) != before:
             raise _Mismatch("its forward sets attributes, which the fused operator would not")
 
     def read(self) -> Layers:
@@ -150,11 +231,6 @@ class _Reader:
         node, pool = self._pool(node)
         node, relu = self._relu(node)
         node, bn = self._batch_norm(node)
-        if (bn is None) != (not relu) or (bn is None and pool != 1):
-            raise _Mismatch(
-                "its convolutions are followed by something other than "
-                "batch norm, ReLU and (optionally) average pooling"
-            )
         branches = [self._conv(branch) for branch in self._sum(node)]
         if branches[0][1].kernel_size == (1, 3):
             branches.reverse()
@@ -169,11 +245,19 @@ class _Reader:
             )
         if any(node.op != "output" and not node.users for node in self.graph.nodes):
             raise _Mismatch("its forward takes or computes something that its result does not use")
+        biased = any(conv.bias is not None for conv in (time_conv, freq_conv))
+        folded = biased and bn is None
+        if not (relu or (bn is None and pool == 1)) or (relu and bn is None and not folded):
+            raise _Mismatch(
+                "its convolutions are followed by something other than "
+                "batch norm (or biases instead), ReLU and (optionally) average pooling"
+            )
         _check_pointwise(pointwise, conv)
-        dilation = _check_depthwise(time, time_conv, axis=0)
-        if _check_depthwise(freq, freq_conv, axis=1) != dilation:
-            raise _Mismatch(f"{time} and {freq} have different dilations")
-        return Layers(pointwise, time, freq, bn, dilation, pool)
+        dilation = _check_depthwise(time, time_conv, axis=0, may_bias=bn is None)
+        other = _check_depthwise(freq, freq_conv, axis=1, may_bias=bn is None)
+        if other != dilation:
+            raise _Mismatch(f"{time} and {freq} have different dilations, {dilation} and {other}")
+        return Layers(pointwise, time, freq, bn, relu, biased, dilation, pool)
 
     def _layer(self, node: fx.Node) -> nn.Module | None:
         if node.op != "call_module":
@@ -214,7 +298,8 @@ class _Reader:
             or options.get("ceil_mode")
             or options.get("divisor_override")
         ):
-            raise _Mismatch("its pooling windows are not square, abutting and unpadded")
+            what = ", ".join(f"{name} {value}" for name, value in options.items())
+            raise _Mismatch(f"its pooling windows are not square, abutting and unpadded: {what}")
         return self._pass_identity(_only_input(node)), window[0]
 
     def _relu(self, node: fx.Node) -> tuple[fx.Node, bool]:
@@ -233,7 +318,11 @@ class _Reader:
         sums = (operator.add, operator.iadd, torch.add, "add", "add_")
         called = node.op in ("call_function", "call_method") and node.target in sums
         if not called or len(node.args) != 2 or node.kwargs:
-            raise _Mismatch("it does not end in the sum of two depthwise convolutions")
+            found = self._layer(node) or node.target
+            raise _Mismatch(
+                "it does not end in the sum of two depthwise convolutions, 3x1 and 1x3, that read "
+                f"the same 1x1 convolution (then batch norm, ReLU, average pooling): found {found}"
+            )
         return [self._pass_identity(argument) for argument in node.args]
 
     def _conv(self, node: fx.Node) -> tuple[str, nn.Conv2d, fx.Node]:
@@ -260,15 +349,15 @@ def _check_pointwise(name: str, conv: nn.Conv2d) -> None:
         raise _Mismatch(f"{name} has a bias, which the batch norm after it makes useless: drop it")
 
 
-def _check_depthwise(name: str, conv: nn.Conv2d, axis: int) -> int:
+def _check_depthwise(name: str, conv: nn.Conv2d, axis: int, may_bias: bool) -> int:
     """The dilation of a depthwise convolution along `axis` that keeps the map's size."""
     shape, other = ("3x1", "1x3")[axis], 1 - axis
     if conv.kernel_size != ((3, 1), (1, 3))[axis]:
         raise _Mismatch(f"{name} has a {conv.kernel_size} kernel, expected {shape}")
     if not conv.groups == conv.in_channels == conv.out_channels:
         raise _Mismatch(f"{name} is not depthwise with one filter a channel")
-    if conv.bias is not None:
-        raise _Mismatch(f"{name} has a bias")
+    if conv.bias is not None and not may_bias:
+        raise _Mismatch(f"{name} has a bias before a batch norm, which makes it useless: drop it")
     if conv.stride != (1, 1) or conv.padding_mode != "zeros":
         raise _Mismatch(f"{name} has a stride or a padding mode other than zeros")
     dilation, padding = conv.dilation[axis], _padding(conv)

@@ -6,21 +6,21 @@ the forward decides about speed, never about results. Promises are made only whi
 chains the blocks runs, in inference, and are kept when it returns.
 """
 
-import copyreg
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, wraps
 from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fastsep.checks import BlockParameters
-from fastsep.dispatch import has_global_hooks, is_transformed, tree_map_only, wrapper_tensor
+from fastsep.dispatch import is_transformed, tree_map_only, wrapper_tensor
+from fastsep.front import Front, behind, put, take_off
 from fastsep.functional import sep_conv2d_block, sep_conv2d_stack
+from fastsep.hooks import has_global_hooks, has_hooks
 from fastsep.layouts import memory_format
 
 
@@ -68,27 +68,29 @@ def keep(values: Any) -> Any:
 class Block(nn.Module):
     """A block that can be part of a run."""
 
-    def inference_parameters(self) -> BlockParameters | None:
-        """The block's folded weights; None while its layers have to be called one by one.
+    def can_fold(self) -> bool:
+        """Whether its layers, as they are now, are what one pass over `folded` computes.
 
-        That is while batch norm uses the statistics of the batch, or where there are hooks.
+        Not so while batch norm uses the statistics of the batch or where there are hooks. Asking
+        computes no weights: a parametrisation may change with every look.
         """
         raise NotImplementedError
 
-    def may_join(self) -> bool:
-        """Whether `inference_parameters`, which take longer, are all that the block does."""
+    def folded(self) -> BlockParameters:
+        """The weights of that pass; perhaps a cache's own, so for reading only."""
         raise NotImplementedError
 
+    def may_join(self) -> bool:
+        """Whether that pass is all that the block does."""
+        raise NotImplementedError
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether calling the module itself does something else than the forward of its class."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-    )
+    def inference_parameters(self) -> BlockParameters | None:
+        """The block's folded weights, for the caller to keep; None while it cannot be folded."""
+        if not self.can_fold():
+            return None
+        p = self.folded()
+        taps = p.time_taps.clone(), p.freq_taps.clone(), p.bias.clone()
+        return BlockParameters(p.pointwise, *taps, p.dilation, p.pool)
 
 
 class _Scope(threading.local):
@@ -149,16 +151,7 @@ def chain(owner: nn.Module, after: dict[str, str]) -> bool:
 
     after: path of a block -> path of the one that alone reads its map.
     """
-    if _is_chaining(owner):
-        vars(owner)["_after"] = after
-        return True
-    usual = not isinstance(owner, (fx.GraphModule, torch.jit.ScriptModule))
-    if not usual or "forward" in vars(owner) or "_after" in vars(owner):
-        return False
-    kind: Any = type(owner)
-    try:
-        owner.__class__ = _chaining(kind)
-    except Exception:  # whatever a foreign class has against it
+    if not isinstance(owner, _Chaining) and ("_after" in vars(owner) or not put(_Chaining, owner)):
         return False
     vars(owner)["_after"] = after
     return True
@@ -166,51 +159,19 @@ def chain(owner: nn.Module, after: dict[str, str]) -> bool:
 
 def unchain(owner: nn.Module) -> None:
     """The opposite of `chain`."""
-    if _is_chaining(owner):
-        owner.__class__ = _chained(owner)
+    if isinstance(owner, _Chaining):
+        take_off(owner)
         vars(owner).pop("_after", None)
 
 
-def _chained(owner: Any) -> type[nn.Module]:
-    """The class of the module before `chain`."""
-    return type(owner).__mro__[2]  # after its own and _Chaining
-
-
-def _is_chaining(module: nn.Module) -> bool:
-    return isinstance(module, _Chaining)
-
-
-class _Chaining:
+class _Chaining(Front):
     """In front of a module's class: its forward makes promises."""
 
-    def __init_subclass__(cls) -> None:  # that of the module's class may keep a list
-        pass
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        made = super().__reduce_ex__(protocol)
-        if made[0] is copyreg.__newobj__ and made[1] == (type(self),):  # type: ignore[attr-defined]
-            return (_new, (_chained(self),), *made[2:])
-        return made
-
-
-@cache
-def _chaining(base: Any) -> Any:
-    """The class `base` with a forward that makes promises."""
-
-    @wraps(base.forward)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        forward = behind(self).forward
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
-            return base.forward(self, *args, **kwargs)
-        return _run(self, base.forward, args, kwargs)
-
-    members = {"forward": forward, "__module__": base.__module__, "__doc__": base.__doc__}
-    metaclass: Any = type(base)
-    return metaclass(base.__name__, (_Chaining, base), members)
-
-
-def _new(base: Any) -> nn.Module:
-    cls = _chaining(base)
-    return cls.__new__(cls)
+            return forward(self, *args, **kwargs)
+        return _run(self, forward, args, kwargs)
 
 
 def _run(owner: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -244,7 +205,7 @@ def _followed(owner: nn.Module) -> Iterator[int]:
     if has_global_hooks():
         return
     after: dict[str, str] = vars(owner).get("_after", {})
-    if _chained(owner).forward is nn.Sequential.forward:
+    if behind(owner).forward is nn.Sequential.forward:
         after = {**after, **dict(pairwise(owner._modules))}
     blocks = {path: _joining(owner, path) for path in {*after, *after.values()}}
     for path, next_path in after.items():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsep import SepConvBlock
-from fastsep.batchnorm import FoldCache, batch_norm_affine, fold
+from fastsep.batchnorm import FoldCache, batch_norm_affine, fold, is_foldable
 from fastsep.eager import to_eager
 
 EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}  # float64: a few thousand eps
@@ -71,6 +71,25 @@ def test_statistics_of_the_batch_are_not_folded() -> None:
     bn = batch_norm()
     assert cache(bn, *taps) is not None
     assert cache(bn.train(), *taps) is None
+
+
+def test_a_bias_before_the_batch_norm_is_folded_too() -> None:
+    bn, bias = batch_norm(), random(5, seed=2)
+    scale, shift = batch_norm_affine(bn)
+    folded = fold(bn, random(5, 3), random(5, 3), bias)
+    torch.testing.assert_close(folded[2], scale * bias + shift, **EXACT)
+
+
+def test_what_is_foldable() -> None:
+    class Other(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return -super().forward(x)
+
+    assert is_foldable(batch_norm()) and is_foldable(nn.SyncBatchNorm(5).eval())
+    hooked = batch_norm()
+    hooked.register_forward_hook(lambda *_: None)
+    others = [Other(5).eval(), hooked, batch_norm().train(), nn.Identity(), nn.InstanceNorm2d(5)]
+    assert not any(map(is_foldable, others))
 
 
 # The cache.
@@ -198,3 +217,148 @@ def test_eval_in_inference_mode_then_training(backend: str) -> None:
     torch.testing.assert_close(y, expected.clone(), **EXACT)
     y.sum().backward()
     assert x.grad is not None
+
+
+# What a value does not tell is not remembered.
+
+
+def jvp(block: Any, x: Tensor, tangent: Tensor) -> Tensor:
+    """Of the output, along a tangent of the taps."""
+    name = "conv.time_taps"
+    taps = dict(block.named_parameters())[name].detach()
+    with torch.no_grad():
+        return torch.func.jvp(
+            lambda t: torch.func.functional_call(block, {name: t}, x), (taps,), (tangent,)
+        )[1]
+
+
+def test_every_tangent_gets_its_own_derivative(backend: str) -> None:
+    block = trained(SepConvBlock(3, 7)).eval()
+    twin, x = to_eager(block), random(1, 3, 9, 8)
+    for seed in range(3):
+        tangent = random(7, 3, seed=seed)
+        got = jvp(block, x, tangent)
+        step = 1e-6 * tangent
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                twin.conv.time.weight.copy_((block.conv.time_taps + sign * step)[:, None, :, None])
+                values.append(twin(x))
+        torch.testing.assert_close(got, (values[0] - values[1]) / 2e-6, rtol=1e-5, atol=1e-7)
+
+
+def test_forward_mode_leaves_nothing_behind(backend: str) -> None:
+    from torch.autograd import forward_ad
+
+    block, x = trained(SepConvBlock(3, 7)).eval(), random(1, 3, 9, 8)
+    weight = block.bn.weight.detach()
+    with torch.no_grad():
+        expected = block(x)
+        derivatives = []
+        for seed in range(2):
+            with forward_ad.dual_level():
+                dual = forward_ad.make_dual(weight, random(7, seed=seed))
+                y = torch.func.functional_call(block, {"bn.weight": dual}, x)
+                derivatives.append(forward_ad.unpack_dual(y).tangent)
+        assert not torch.equal(*derivatives)
+        assert torch.equal(block(x), expected)
+
+
+def under_vmap(block: Any, x: Tensor) -> None:
+    state = {k: torch.stack([v, 2 * v]) for k, v in block.state_dict().items() if v.dim()}
+    torch.func.vmap(lambda s: torch.func.functional_call(block, s, x))(state)
+
+
+def under_fake_tensors(block: Any, x: Tensor) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        block(mode.from_tensor(x))
+
+
+def under_make_fx(block: Any, x: Tensor) -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    for pre_dispatch in (False, True):
+        make_fx(block, pre_dispatch=pre_dispatch)(x)
+
+
+def under_jit_trace(block: Any, x: Tensor) -> None:
+    torch.jit.trace(block, (x,), check_trace=False)
+
+
+def under_flop_counter(block: Any, x: Tensor) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False):
+        block(x)
+
+
+def under_a_function_mode(block: Any, x: Tensor) -> None:
+    class Doubles(torch.overrides.TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            y = func(*args, **(kwargs or {}))
+            return 2 * y if func is torch.rsqrt or func is Tensor.rsqrt else y
+
+    with Doubles():
+        block(x)
+
+
+def under_export(block: Any, x: Tensor) -> None:
+    torch.export.export(block, (x,))
+
+
+class Tagged(Tensor):
+    """A subclass that says what it is."""
+
+
+def with_a_subclass(block: Any, x: Tensor) -> None:
+    state = {"conv.time_taps": block.conv.time_taps.detach().as_subclass(Tagged)}  # type: ignore[arg-type]
+    torch.func.functional_call(block, state, x)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("first", [True, False], ids=["first", "after a pass"])
+@pytest.mark.parametrize(
+    "under",
+    [
+        under_vmap,
+        under_fake_tensors,
+        under_make_fx,
+        under_jit_trace,
+        under_flop_counter,
+        under_a_function_mode,
+        under_export,
+        with_a_subclass,
+    ],
+)
+def test_no_transform_mode_or_tracer_leaves_anything_behind(
+    under: Callable[[Any, Tensor], Any], first: bool
+) -> None:
+    block = trained(SepConvBlock(3, 7)).eval()
+    twin, x = to_eager(block), random(1, 3, 9, 8)
+    with torch.no_grad():
+        if not first:
+            block(x)
+        kept = block._fold._kept
+        under(block, x)
+        assert block._fold._kept is kept
+        y = block(x)
+        assert type(y) is Tensor
+        torch.testing.assert_close(y, twin(x), **EXACT)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_what_is_handed_out_is_the_callers(backend: str, folded: bool) -> None:
+    block: Any = trained(SepConvBlock(3, 7)).eval()
+    if folded:
+        block.fold_()
+    x = random(1, 3, 9, 8)
+    with torch.no_grad():
+        expected = block(x)
+        parameters = block.inference_parameters()
+        for tensor in (parameters.time_taps, parameters.freq_taps, parameters.bias):
+            tensor.fill_(float("nan"))
+        assert torch.equal(block(x), expected)

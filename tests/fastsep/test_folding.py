@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
 
 import fastsep
-from fastsep import SepConvBlock, SepConvStack, fold_batchnorm
+from fastsep import SepConv2d, SepConvBlock, SepConvStack, fold_batchnorm, fuse
 from fastsep.eager import to_eager
 
 EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}  # float64: a few thousand eps
@@ -138,3 +139,125 @@ def test_fold_batchnorm_of_a_fused_model_folds_it(backend: str) -> None:
     with torch.no_grad():
         torch.testing.assert_close(folded(x), model(x), **EXACT)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+
+
+def test_a_fused_block_may_be_the_model(backend: str) -> None:
+    model = trained(Foreign()).eval()
+    fuse(model)
+    x = random(1, 3, 11, 13)
+    folded = fold_batchnorm(model.block, eps=0.5)
+    assert isinstance(folded, SepConvBlock) and folded.bn is None
+    model.block.bn.eps = 0.5
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), model.block(x), **EXACT)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_synchronised_batch_norms_are_folded(backend: str, fused: bool) -> None:
+    model: Any = trained(Foreign() if fused else SepConvStack([SepConvBlock(2, 4)])).eval()
+    x = random(1, 2, 11, 13)
+    expected = model(x)
+    if fused:
+        fuse(model)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
+    folded = fold_batchnorm(model)
+    assert not any(isinstance(m, nn.SyncBatchNorm) for m in folded.modules())
+    torch.testing.assert_close(folded(x), expected, **EXACT)
+    torch.testing.assert_close(model(x), expected, **EXACT)
+
+
+@pytest.mark.parametrize("name", ["pointwise", "time_taps", "freq_taps"])
+def test_parametrised_weights_are_folded_as_they_are(backend: str, name: str) -> None:
+    stack = trained(three_blocks()).eval()
+    parametrizations.weight_norm(stack[1].conv, name)
+    x = random(1, 1, 12, 12)
+    with torch.no_grad():
+        stack[1].conv.parametrizations[name].original0.mul_(2)
+    folded = fold_batchnorm(stack)
+    torch.testing.assert_close(folded(x), stack(x), **EXACT)
+    assert "conv.bias" in "".join(dict(folded.named_parameters()))
+    assert not any("parametrizations" in k for k in folded.state_dict())
+
+
+def test_parametrised_weights_of_a_fused_block(backend: str) -> None:
+    model = trained(Foreign()).eval()
+    fuse(model)
+    for conv in (model.block.cross.mix, model.block.cross.down):
+        parametrizations.weight_norm(conv)
+    x = random(1, 2, 11, 13)
+    folded = fold_batchnorm(model)
+    assert isinstance(folded.block, SepConvBlock) and folded.block.bn is None
+    torch.testing.assert_close(folded(x), model(x), **EXACT)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("frozen", ["all", "taps", "norm"])
+def test_what_was_frozen_stays_frozen(fused: bool, frozen: str) -> None:
+    model: Any = trained(Foreign() if fused else SepConvStack([SepConvBlock(2, 4)])).eval()
+    fuse(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not (frozen == "all" or ("bn" in name) == (frozen == "norm")))
+    folded: Any = fold_batchnorm(model)
+    conv = (folded.block if fused else folded[0]).conv
+    trains = {name: p.requires_grad for name, p in conv.named_parameters()}
+    taps, norm = frozen == "norm", frozen == "taps"
+    assert trains == {"pointwise": taps, "time_taps": taps, "freq_taps": taps, "bias": norm}
+
+
+def test_a_convolution_of_two_blocks_is_folded_for_each(backend: str) -> None:
+    a, b = SepConvBlock(3, 3, pool=1), SepConvBlock(3, 3, pool=1)
+    b.conv = a.conv
+    model = trained(nn.Sequential(a, b, a)).eval()
+    with torch.no_grad():
+        b.bn.weight.mul_(3)  # type: ignore[union-attr]
+    x = random(1, 3, 9, 9)
+    folded: Any = fold_batchnorm(model)
+    torch.testing.assert_close(folded(x), model(x), **EXACT)
+    assert folded[0] is folded[2] and folded[0].conv.pointwise is folded[1].conv.pointwise
+
+
+def test_a_fused_block_in_two_places_stays_one(backend: str) -> None:
+    block = Foreign().block
+    model = trained(nn.Sequential(block, nn.Conv2d(6, 3, 1), block)).eval()
+    fuse(model)
+    folded = fold_batchnorm(model)
+    assert folded[0] is folded[2] and isinstance(folded[0], SepConvBlock)
+    x = random(1, 3, 11, 13)
+    torch.testing.assert_close(folded(x), model(x), **EXACT)
+
+
+def test_a_bias_before_the_batch_norm_is_folded(backend: str) -> None:
+    block = SepConvBlock(3, 7)
+    block.conv = SepConv2d(3, 7, bias=True)
+    trained(block).eval()
+    x = random(1, 3, 9, 9)
+    torch.testing.assert_close(fold_batchnorm(block)(x), to_eager(block)(x), **EXACT)
+    torch.testing.assert_close(block(x), to_eager(block)(x), **EXACT)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_hooks_are_not_folded_away(backend: str, fused: bool) -> None:
+    """Nor is another eps forgotten on their account."""
+    model: Any = trained(Foreign() if fused else SepConvStack([SepConvBlock(2, 4)])).eval()
+    fuse(model)
+    conv = model.block.cross.mix if fused else model[0].conv
+    prune.l1_unstructured(conv, "weight" if fused else "pointwise", 0.5)
+    x = random(1, 2, 11, 13)
+    with torch.no_grad():
+        model(x)
+        torch.testing.assert_close(fold_batchnorm(model)(x), model(x), **EXACT)
+    with pytest.raises(ValueError, match=r"eps=0.5 cannot be applied to (block|0).*prune\.remove"):
+        fold_batchnorm(model, eps=0.5)
+    prune.remove(conv, "weight" if fused else "pointwise")
+    folded = fold_batchnorm(model)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    torch.testing.assert_close(folded(x), model(x), **EXACT)
+
+
+@pytest.mark.parametrize("norm", [nn.Identity(), nn.InstanceNorm2d(4), None])
+def test_a_block_without_batch_norm_has_nothing_to_fold(backend: str, norm: Any) -> None:
+    block = trained(SepConvBlock(2, 4)).eval()
+    block.bn = norm
+    x = random(1, 2, 9, 9)
+    torch.testing.assert_close(fold_batchnorm(block, eps=0.5)(x), block(x), **EXACT)

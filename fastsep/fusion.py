@@ -58,12 +58,13 @@ class FusedSepConv(Front, Block):
     it. Where layers have hooks, or are not what they were, the forward runs as it was written.
     """
 
-    _fusion: _Fusion
+    _fusion: _Fusion | None = None  # that of an instance the class makes, as slices are
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         fusion = self._fusion
         if (
-            len(args) != 1
+            fusion is None
+            or len(args) != 1
             or kwargs
             or not isinstance(args[0], Tensor)  # what torch.fx traces with, or for it to refuse
             or has_global_hooks()
@@ -79,8 +80,8 @@ class FusedSepConv(Front, Block):
     def is_as_recognised(self) -> bool:
         """Whether its layers are those that `fuse` saw, and have no hooks."""
         fusion = self._fusion
-        if fusion.snapshot.holds():
-            return True
+        if fusion is None or fusion.snapshot.holds():
+            return fusion is not None
         if not fusion.told and not torch.compiler.is_compiling():
             difference = fusion.snapshot.difference()
             if difference is not None:
@@ -93,23 +94,27 @@ class FusedSepConv(Front, Block):
         return False
 
     def can_fold(self) -> bool:
-        return self._fusion.layers.relu and self._norm_folds() and self.is_as_recognised()
+        fusion = self._fusion
+        if fusion is None or not fusion.layers.relu:
+            return False
+        return self._norm_folds() and self.is_as_recognised()
 
     may_join = can_fold
 
     def folded(self) -> BlockParameters:
-        bn, layers = self._batch_norm(), self._fusion.layers
+        bn, layers = self._batch_norm(), self._layers()
         pointwise, time, freq, bias = self._weights()
         if bn is None:
             assert bias is not None
             return BlockParameters(pointwise, time, freq, bias, layers.dilation, layers.pool)
+        assert self._fusion is not None
         taps = self._fusion.cache(bn, time, freq)
         assert taps is not None  # as can_fold says
         return BlockParameters(pointwise, *taps, layers.dilation, layers.pool)
 
     def as_block(self) -> SepConvBlock:
         """A SepConvBlock of the same weights, not shared."""
-        layers, bn = self._fusion.layers, self._batch_norm()
+        layers, bn = self._layers(), self._batch_norm()
         weights = self._weights()
         with torch.device("meta"):  # draws no random weights
             cout, cin = weights[0].shape
@@ -122,17 +127,21 @@ class FusedSepConv(Front, Block):
         block.bn = bn
         return block.train(self.training)
 
+    def _layers(self) -> Layers:
+        assert self._fusion is not None
+        return self._fusion.layers
+
     def _norm_folds(self) -> bool:
         bn = self._batch_norm()
-        return bn is None if self._fusion.layers.bn is None else is_foldable(bn)
+        return bn is None if self._layers().bn is None else is_foldable(bn)
 
     def _batch_norm(self) -> Any:
-        path = self._fusion.layers.bn
+        path = self._layers().bn
         return None if path is None else self._layer(path)
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Those of `sep_conv2d`."""
-        layers = self._fusion.layers
+        layers = self._layers()
         pointwise, time, freq = map(self._layer, (layers.pointwise, layers.time, layers.freq))
         bias = None
         for conv in (time, freq) if layers.biased else ():
@@ -149,8 +158,9 @@ class FusedSepConv(Front, Block):
         return layer
 
     def extra_repr(self) -> str:
-        layers = self._fusion.layers
-        return f"fused, dilation={layers.dilation}, pool={layers.pool}"
+        if self._fusion is None:
+            return str(behind(self).extra_repr(self))
+        return f"fused, dilation={self._layers().dilation}, pool={self._layers().pool}"
 
 
 def fuse(model: nn.Module) -> FuseReport:
@@ -193,7 +203,7 @@ def unfuse(model: nn.Module) -> None:
 def _restore(module: nn.Module) -> None:
     if isinstance(module, FusedSepConv):
         take_off(module)
-        del module._fusion
+        vars(module).pop("_fusion", None)
 
 
 def _fuse_children(
@@ -205,7 +215,7 @@ def _fuse_children(
         path = f"{prefix}{name}"
         seen.add(child)
         if isinstance(child, FusedSepConv):
-            if child._fusion.snapshot.difference() is None:
+            if child._fusion is not None and child._fusion.snapshot.difference() is None:
                 continue
             _restore(child)
         if not _has_candidate(child):
@@ -291,4 +301,8 @@ def _make_stacks(module: nn.Module, prefix: str) -> list[list[str]]:
 
 
 def _is_block(module: nn.Module | None) -> bool:
-    return isinstance(module, FusedSepConv) and module._fusion.layers.relu
+    return (
+        isinstance(module, FusedSepConv)
+        and module._fusion is not None
+        and module._fusion.layers.relu
+    )

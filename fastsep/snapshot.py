@@ -92,7 +92,8 @@ class Snapshot:
             where, state = f"{part.path}." if part.path else "", vars(part.module)
             for name, value in zip(part.names, part.values, strict=False):
                 if name not in _USUAL and (name not in state or not _same(state[name], value)):
-                    return f"{where}{name} is {state.get(name, 'gone')!r}, was {value!r}"
+                    now = repr(state[name]) if name in state else "gone"
+                    return f"{where}{name} is {now}, was {value!r}"
             if (part.module._parameters.get("bias") is not None) != part.biased:
                 return f"{where}bias is {'gone' if part.biased else 'new'}"
             if part.path and part.has_other_forward():

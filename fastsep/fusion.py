@@ -226,7 +226,8 @@ def _fuse_children(
             continue
         before = len(report.replaced) + len(report.left_alone)
         _fuse_children(child, f"{path}.", report, seen)
-        if len(report.replaced) + len(report.left_alone) == before:  # no part of it explains it
+        explained = len(report.replaced) + len(report.left_alone) > before
+        if not explained or any(_is_operator(part) for part in child.children()):
             report.left_alone[path] = found
 
 
@@ -298,6 +299,11 @@ def _make_stacks(module: nn.Module, prefix: str) -> list[list[str]]:
             run.append(after[run[-1]])
         runs.append(run)
     return runs
+
+
+def _is_operator(module: nn.Module) -> bool:
+    """Whether only the convolutions are fused, where one would expect the block around them."""
+    return isinstance(module, FusedSepConv) and not _is_block(module)
 
 
 def _is_block(module: nn.Module | None) -> bool:

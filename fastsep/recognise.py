@@ -318,7 +318,8 @@ class _Reader:
         sums = (operator.add, operator.iadd, torch.add, "add", "add_")
         called = node.op in ("call_function", "call_method") and node.target in sums
         if not called or len(node.args) != 2 or node.kwargs:
-            found = self._layer(node) or node.target
+            layer = self._layer(node)
+            found = node.target if layer is None else f"{node.target}: {layer}"
             raise _Mismatch(
                 "it does not end in the sum of two depthwise convolutions, 3x1 and 1x3, that read "
                 f"the same 1x1 convolution (then batch norm, ReLU, average pooling): found {found}"

@@ -1,6 +1,7 @@
 """What counts as a separable block, and what comes close but does not."""
 
 import copy
+import functools
 import re
 from collections import OrderedDict
 from collections.abc import Callable
@@ -207,6 +208,10 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: with_batch_norm(track_running_stats=False),
         "separable block",
     ),
+    "folded": (lambda: folded_by_hand(), "separable block 3 -> 6, dilation 2, pool 2"),
+    "folded, one bias": (lambda: folded_by_hand(("sp_conv1",)), "separable block 3 -> 6"),
+    "folded, no batch norm": (lambda: FoldedWithoutNorm(), "separable block 3 -> 6"),
+    "bare operator with a bias": (lambda: bare_with_bias(), "separable convolution 3 -> 6"),
     "batch norm with options": (
         lambda: with_batch_norm(eps=0.1, momentum=None),
         "separable block",
@@ -231,6 +236,7 @@ def test_blocks_are_replaced(backend: str, make: Callable[[], nn.Module], descri
     assert list(model.state_dict()) == names
     assert [id(p) for p in model.parameters()] == parameters
     assert_same(eval_and_train(model, x), eval_and_train(twin, x))
+    assert model.block.is_as_recognised()
 
     unfuse(model)
     assert model.block is original
@@ -429,13 +435,208 @@ def patched() -> SepConv:
     return block
 
 
+class UnderNoGrad(SepConv):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().forward(x)
+
+
+class UnderEnableGrad(SepConv):
+    def cross(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return super().cross(x)
+
+
+class UnderInferenceMode(SepConv):
+    def cross(self, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return super().cross(x).clone()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(self.relu(self.bn(self.cross(x).clone())))
+
+
+class UnderAutocast(SepConv):
+    """Where bfloat16 is not enough, or where float64 is too much."""
+
+    def __init__(self, enabled: bool) -> None:
+        super().__init__()
+        self.enabled = enabled
+
+    def cross(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.enabled):
+            return super().cross(x)
+
+
+def doubling(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(forward)
+    def doubled(self: Any, x: Tensor) -> Tensor:
+        return forward(self, x)  # and whatever else; this one counts calls somewhere
+
+    return doubled
+
+
+class Decorated(SepConv):
+    @doubling
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class DecoratedRelu(nn.ReLU):
+    @doubling
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class DecoratedMethod(SepConv):
+    @torch.no_grad()
+    def cross(self, x: Tensor) -> Tensor:
+        return super().cross(x)
+
+
+class CountsInBuffer(SepConv):
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        return super().forward(x)
+
+
+class CountsInPlace(CountsInBuffer):
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return SepConv.forward(self, x)
+
+
+class CountsInTensor(SepConv):
+    """That is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = torch.zeros(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x)
+
+
+class CountsInAttribute(SepConv):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x)
+
+
+class AppendsToList(SepConv):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.shape)
+        return super().forward(x)
+
+
+class CountsInDict(SepConv):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = {"calls": 0}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.counts["calls"] += 1
+        return super().forward(x)
+
+
+class DrawsANumber(SepConv):
+    def forward(self, x: Tensor) -> Tensor:
+        torch.rand(())
+        return super().forward(x)
+
+
+class OwnCall(SepConv):
+    def __call__(self, x: Tensor) -> Tensor:
+        return 2 * super().__call__(x)
+
+
+class CallsTwice(nn.ReLU):
+    def __call__(self, x: Tensor) -> Tensor:
+        return 2 * super().__call__(x)
+
+
+def on_the_instance() -> SepConv:
+    block = SepConv()
+    block.forward = functools.partial(SepConv.forward, block)  # type: ignore[method-assign]
+    return block
+
+
+def folded_by_hand(biased: tuple[str, ...] = ("sp_conv1", "sp_conv2")) -> SepConv:
+    """With biases in place of batch norm."""
+    block = SepConv()
+    block.bn = nn.Identity()  # type: ignore[assignment]
+    for i, name in enumerate(biased):
+        conv = block.get_submodule(name)
+        conv.bias = nn.Parameter(random(conv.out_channels, seed=i))
+    return block
+
+
+class FoldedWithoutNorm(SepConv):
+    """As code for deployment is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.bn
+        self.sp_conv2.bias = nn.Parameter(random(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(self.relu(self.cross(x)))
+
+
+def bare_with_bias() -> nn.Module:
+    block = Bare()
+    block.sp_conv1.bias = nn.Parameter(random(6))
+    return block
+
+
+def with_kernels(size: int) -> SepConv:
+    block = SepConv()
+    pad = size // 2
+    block.sp_conv1 = nn.Conv2d(6, 6, (size, 1), padding=(pad, 0), groups=6, bias=False)
+    block.sp_conv2 = nn.Conv2d(6, 6, (1, size), padding=(0, pad), groups=6, bias=False)
+    return block
+
+
+class OneSquare(nn.Module):
+    """A depthwise separable block as MobileNet has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ch_conv1 = nn.Conv2d(3, 6, 1, bias=False)
+        self.sp_conv = nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False)
+        self.bn, self.relu, self.pool = nn.BatchNorm2d(6), nn.ReLU(), nn.AvgPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(self.relu(self.bn(self.sp_conv(self.ch_conv1(x)))))
+
+
+def dense_cross() -> SepConv:
+    block = SepConv()
+    block.sp_conv1 = nn.Conv2d(6, 6, (3, 1), padding=(1, 0), bias=False)
+    block.sp_conv2 = nn.Conv2d(6, 6, (1, 3), padding=(0, 1), bias=False)
+    return block
+
+
 NEAR_MISSES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "bias of the 1x1": (lambda: with_bias("ch_conv1"), "ch_conv1 has a bias"),
     "bias of the 3x1": (lambda: with_bias("sp_conv1"), "sp_conv1 has a bias"),
     "bias of the 1x3": (lambda: with_bias("sp_conv2"), "sp_conv2 has a bias"),
     "dilations differ": (
         lambda: with_conv("sp_conv1", dilation=(3, 1), padding=(3, 0)),
-        "different dilations",
+        "sp_conv1 and sp_conv2 have different dilations, 3 and 2",
     ),
     "padding mode": (
         lambda: with_layer(
@@ -458,7 +659,10 @@ NEAR_MISSES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "max pool": (lambda: with_layer("pool", nn.MaxPool2d(2)), "sum of two depthwise|followed by"),
     "ceil mode": (lambda: with_layer("pool", nn.AvgPool2d(2, ceil_mode=True)), "pooling windows"),
-    "pool 2x1": (lambda: with_layer("pool", nn.AvgPool2d((2, 1))), "pooling windows"),
+    "pool 2x1": (
+        lambda: with_layer("pool", nn.AvgPool2d((2, 1))),
+        r"pooling windows .*: kernel_size \(2, 1\)",
+    ),
     "pool stride": (lambda: with_layer("pool", nn.AvgPool2d(2, 1)), "pooling windows"),
     "pool padding": (lambda: with_layer("pool", nn.AvgPool2d(2, padding=1)), "pooling windows"),
     "pool divisor": (
@@ -477,6 +681,35 @@ NEAR_MISSES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "ReLU6": (lambda: with_layer("relu", nn.ReLU6()), "followed by|sum of two depthwise"),
     "instance norm": (lambda: with_layer("bn", nn.InstanceNorm2d(6)), "followed by|sum of two"),
     "no batch norm": (NoBatchNorm, "followed by"),
+    "folded, without biases": (lambda: folded_by_hand(biased=()), "followed by"),
+    "folded, with a bias of the 1x1": (
+        lambda: folded_by_hand(biased=("sp_conv1", "ch_conv1")),
+        "ch_conv1 has a bias",
+    ),
+    "no gradients inside": (UnderNoGrad, "switches gradients or autocast"),
+    "gradients inside": (UnderEnableGrad, "switches gradients or autocast"),
+    "inference mode inside": (UnderInferenceMode, "switches gradients or autocast"),
+    "autocast off inside": (lambda: UnderAutocast(enabled=False), "switches gradients or autocast"),
+    "autocast on inside": (lambda: UnderAutocast(enabled=True), "switches gradients or autocast"),
+    "decorated": (Decorated, "forward of the module is decorated"),
+    "a decorated layer": (lambda: with_layer("relu", DecoratedRelu()), "relu is decorated"),
+    "a decorated method": (DecoratedMethod, "switches gradients or autocast"),
+    "counts in a buffer": (CountsInBuffer, "."),
+    "counts in a buffer, in place": (CountsInPlace, "result does not use"),
+    "counts in a tensor": (CountsInTensor, "tensors of its own"),
+    "counts in an attribute": (CountsInAttribute, "sets attributes"),
+    "appends to a list": (AppendsToList, "sets attributes"),
+    "counts in a dict": (CountsInDict, "sets attributes"),
+    "draws a number": (DrawsANumber, "tensors of its own"),
+    "its own __call__": (OwnCall, "__call__"),
+    "a layer's own __call__": (
+        lambda: with_layer("relu", CallsTwice()),
+        "relu has hooks .*__call__",
+    ),
+    "a forward on the instance": (on_the_instance, "forward of its own"),
+    "kernels of five": (lambda: with_kernels(5), r"sp_conv1 has a \(5, 1\) kernel, expected 3x1"),
+    "a kernel that is square": (OneSquare, "found sp_conv: Conv2d.*kernel_size=\\(3, 3\\)"),
+    "dense 3x1": (dense_cross, "sp_conv1 is not depthwise"),
     "no ReLU": (NoRelu, "followed by"),
     "pool before ReLU": (PoolBeforeRelu, "followed by|sum of two depthwise"),
     "difference": (Difference, "sum of two depthwise"),
@@ -500,6 +733,12 @@ NEAR_MISSES: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
+def state_of(model: nn.Module) -> Any:
+    """All that looking might change, random numbers included."""
+    attributes = [repr(sorted((k, repr(v)) for k, v in vars(m).items())) for m in model.modules()]
+    return attributes, list(map(type, model.modules())), torch.get_rng_state().tolist()
+
+
 @pytest.mark.parametrize(("make", "reason"), NEAR_MISSES.values(), ids=NEAR_MISSES)
 def test_near_misses_are_left_alone(make: Callable[[], nn.Module], reason: str) -> None:
     torch.manual_seed(0)
@@ -507,7 +746,9 @@ def test_near_misses_are_left_alone(make: Callable[[], nn.Module], reason: str) 
     modes = [m.training for m in model.modules()]
     modules = list(model.modules())
     twin = copy.deepcopy(model)
+    before = state_of(model)
     report = fuse(model)
+    assert state_of(model) == before  # looking changes nothing
     assert not report.replaced, report
     assert "block" in report.left_alone
     assert re.search(reason, report.left_alone["block"]), report
@@ -549,6 +790,73 @@ def test_the_advice_for_a_lone_block_works(backend: str) -> None:
     report = fuse(model)
     assert list(report.replaced) == ["0"], report
     torch.testing.assert_close(model(x), expected, **EXACT)
+
+
+def test_a_near_miss_deep_in_a_model_is_named_where_it_is() -> None:
+    model = nn.Sequential(
+        nn.ModuleDict({"a": OneSquare()}), nn.Conv2d(3, 3, 3), Model(dense_cross())
+    )
+    report = fuse(model)
+    assert list(report.left_alone) == ["0.a", "2.block"]
+    assert "3x1 and 1x3" in str(report) and "found no separable" not in str(report)
+
+
+def test_a_block_of_which_only_the_convolutions_are_fused_is_named(backend: str) -> None:
+    parts = {
+        "conv": Bare(),
+        "bn": nn.BatchNorm2d(6),
+        "act": nn.ReLU(),
+        "pool": nn.AvgPool2d((2, 1)),
+    }
+    model = trained(nn.Sequential(nn.Sequential(OrderedDict(parts)))).eval()
+    x = random(2, 3, 9, 8)
+    expected = model(x)
+    report = fuse(model)
+    assert list(report.replaced) == ["0.conv"]
+    assert "kernel_size (2, 1)" in report.left_alone["0"]
+    torch.testing.assert_close(model(x), expected, **EXACT)
+
+
+def test_a_lone_near_miss_is_named() -> None:
+    report = fuse(with_kernels(5))
+    assert "(5, 1) kernel" in report.left_alone["(model)"]
+
+
+class CountsAround(nn.Module):
+    """What calls the blocks is looked at for stacks, and is not to notice."""
+
+    steps: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = SepConv(), SepConv(6, 6)
+        self.register_buffer("steps", torch.zeros(1))
+        self.kept = torch.zeros(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        self.kept.add_(torch.rand(1))
+        return self.second(self.first(x))
+
+
+def test_looking_for_stacks_changes_nothing() -> None:
+    model = CountsAround()
+    rng = torch.get_rng_state()
+    assert len(fuse(model).replaced) == 2
+    assert model.steps == 0 and model.kept == 0
+    assert torch.equal(torch.get_rng_state(), rng)
+    model(random(1, 3, 12, 12, dtype=torch.float32))
+    assert model.steps == 1
+
+
+def test_folded_blocks_run_as_a_stack(backend: str) -> None:
+    model = nn.Sequential(FoldedWithoutNorm(), SepConv(6, 3), folded_by_hand())
+    trained(model).eval()
+    twin, x = copy.deepcopy(model), random(2, 3, 16, 17)
+    report = fuse(model)
+    assert report.stacks == [["0", "1", "2"]], report
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), twin(x), **EXACT)
 
 
 def test_a_model_without_separable_layers() -> None:

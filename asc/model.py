@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from asc.augment import SpecAugment, apply_stripes
 from asc.task import N_MELS, SCENES
 from fastsep import SepConvBlock, SepConvStack, batch_norm_affine, fold_batchnorm, global_pool_mlp
+from fastsep.batchnorm import BatchNorm, is_foldable
+from fastsep.hooks import has_global_hooks, has_hooks
 from fastsep.modules import GlobalPool
 
 WIDTHS = (64, 128, 128, 128)  # output channels of the blocks
@@ -45,9 +47,11 @@ class _Network(nn.Module):
 
     def head(self, x: Tensor) -> Tensor:
         """Feature map (N, 128, T, F) -> logits (N, classes)."""
-        pool, fc1, fc2 = self.pool, self.fc1, self.fc2
-        bare = _is_bare(pool, GlobalPool) and _is_bare(fc1, nn.Linear) and _is_bare(fc2, nn.Linear)
-        if self.dropout.training or not bare or fc1.bias is None or fc2.bias is None:
+        pool, dropout, fc1, fc2 = self.pool, self.dropout, self.fc1, self.fc2
+        linear = _is_bare(fc1, nn.Linear) and _is_bare(fc2, nn.Linear)
+        bare = linear and _is_bare(pool, GlobalPool) and _is_bare(dropout, nn.Dropout)
+        layered = dropout.training or not bare or has_global_hooks()
+        if layered or fc1.bias is None or fc2.bias is None:
             return self.mlp(pool(x))
         return global_pool_mlp(x, ((fc1.weight, fc1.bias), (fc2.weight, fc2.bias)))
 
@@ -59,12 +63,7 @@ class _Network(nn.Module):
 
 def _is_bare(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling the layer is what its class does: not replaced, not quantised, no hooks."""
-    return type(layer) is kind and not (
-        layer._forward_hooks
-        or layer._forward_pre_hooks
-        or layer._backward_hooks
-        or layer._backward_pre_hooks
-    )
+    return type(layer) is kind and not has_hooks(layer)
 
 
 class Cnn6Sep(_Network):
@@ -102,7 +101,8 @@ class Cnn6Sep(_Network):
         """
         _check(logmel)
         bn0 = self.bn0
-        if bn0.training and isinstance(bn0, nn.BatchNorm2d):
+        folds = isinstance(bn0, MelAffine) or (is_foldable(bn0) and not has_global_hooks())
+        if not folds:
             return self.head(self.blocks(_per_bin(bn0, logmel), stripes=stripes))
         return self.head(self.blocks(logmel, affine=self._affine(bn0), stripes=stripes))
 
@@ -110,9 +110,9 @@ class Cnn6Sep(_Network):
     def _affine(bn0: nn.Module) -> tuple[Tensor, Tensor]:
         if isinstance(bn0, MelAffine):
             return bn0.scale, bn0.shift
-        assert isinstance(bn0, nn.BatchNorm2d)
+        assert isinstance(bn0, BatchNorm) and bn0.running_mean is not None
         scale, shift = batch_norm_affine(bn0)
-        return scale.to(bn0.weight.dtype), shift.to(bn0.weight.dtype)
+        return scale.to(bn0.running_mean.dtype), shift.to(bn0.running_mean.dtype)
 
     @property
     def is_folded(self) -> bool:
@@ -133,7 +133,7 @@ class Cnn6Sep(_Network):
         Source: DCASE 2021 Task 1A report, eq. 3-5.
         """
         model = fold_batchnorm(self, eps=eps)
-        if isinstance(model.bn0, nn.BatchNorm2d):
+        if isinstance(model.bn0, BatchNorm):
             with torch.no_grad():
                 affine = batch_norm_affine(model.bn0, eps)
             model.bn0 = MelAffine(*(tensor.to(self.fc1.weight.dtype) for tensor in affine))

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, fx
 from torch.amp.autocast_mode import _cast
 from torch.autograd import forward_ad
-from torch.nn.modules import module as nn_module
-from torch.utils import _pytree
+from torch.nn.modules.module import _has_any_global_hook
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._pytree import tree_map_only as tree_map_only
 
 from fastsep.kernels import KERNELS, select
 from fastsep.layouts import in_format_of
@@ -22,9 +23,7 @@ operators = torch.ops.fastsep  # the namespace that fastsep.ops fills
 # `with below_autograd():` operators called inside go to the kernel; autograd sees none of them.
 below_autograd: Callable[[], AbstractContextManager[None]] = torch._C._AutoDispatchBelowAutograd
 
-tree_map_only = _pytree.tree_map_only  # over the values of one type in nested containers
 wrapper_tensor = Tensor._make_wrapper_subclass  # a tensor subclass without memory of its own
-has_global_hooks = nn_module._has_any_global_hook  # of all modules
 
 
 def run(
@@ -85,6 +84,11 @@ def _backend_of(x: Tensor, traced: bool) -> str:
 def is_transformed() -> bool:
     """Whether a transform of torch.func or forward mode is at work."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def has_global_hooks() -> bool:
+    """Whether there are hooks for every module that is called."""
+    return bool(_has_any_global_hook())
 
 
 def is_observed() -> bool:

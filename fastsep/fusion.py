@@ -1,7 +1,7 @@
 """`fuse(model)`: puts the fused operators into a model that was written without them.
 
-Blocks are replaced one by one (see `fastsep.recognise`). Where a forward chains several, they run
-as one stack (see `fastsep.streaming`).
+Blocks get another forward one by one (see `fastsep.recognise`). Where a forward chains several,
+they run as one stack (see `fastsep.streaming`).
 """
 
 import warnings
@@ -164,12 +164,14 @@ class FusedSepConv(Front, Block):
 
 
 def fuse(model: nn.Module) -> FuseReport:
-    """Replaces, in place, every module of `model` that is one eager separable block or operator.
+    """Gives every module in `model` that is one eager separable block or operator a fused forward.
 
-    Weights are shared with the original modules, so optimisers, state_dicts and training go on as
-    before; `unfuse` undoes it. A module is left alone, with the reason in the report, when its
-    forward does anything the fused operator would not (bias, stride, other dilations, hooks, code
-    that torch.fx cannot trace), or holds several blocks inline: give each a module of its own.
+    The modules stay what they are, so optimisers, state_dicts and training go on as before;
+    `unfuse` undoes it. A module is left alone, with the reason in the report, when its forward does
+    anything the fused operator would not (stride, other dilations, hooks, switched gradients or
+    autocast, code that torch.fx cannot trace), or holds several blocks inline: give each a module
+    of its own. What is changed inside a block later is honoured, by the forward as it was written;
+    calling this again recognises it anew.
 
     Blocks that a forward calls one after the other, with nothing else reading the maps between
     them, run as one streaming pass in inference (eval mode, without gradients, autocast and
@@ -244,9 +246,12 @@ def _fuse_one(module: nn.Module) -> Layers | str:
     return found
 
 
-_OWN = sorted({n for k in (FusedSepConv, Front, Block) for n in vars(k)} - set(dir(nn.Module)))
-# without what its class has from Python, and the annotation
-_OWN = [name for name in _OWN if not name.startswith("__")] + ["_fusion"]
+_OWN = sorted(  # what somebody's class may not have under the same name
+    name
+    for kind in (FusedSepConv, Front, Block)
+    for name in vars(kind)
+    if not name.startswith("__") and not hasattr(nn.Module, name)
+)
 
 
 def _describe(module: nn.Module, layers: Layers) -> str:

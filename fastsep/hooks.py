@@ -1,7 +1,8 @@
 """Whether calling a module does something else than the forward of its class."""
 
 from torch import nn
-from torch.nn.modules.module import _has_any_global_hook
+
+from fastsep.dispatch import has_global_hooks as has_global_hooks
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -14,8 +15,3 @@ def has_hooks(module: nn.Module) -> bool:
         or "forward" in module.__dict__
         or type(module).__call__ is not nn.Module.__call__
     )
-
-
-def has_global_hooks() -> bool:
-    """Whether there are hooks for every module that is called."""
-    return bool(_has_any_global_hook())

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastsep.dispatch import TorchDispatchMode
 from fastsep.hooks import has_hooks
 
 

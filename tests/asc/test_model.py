@@ -174,6 +174,64 @@ def test_what_is_done_to_the_linear_layers_shows() -> None:
         assert model(x).shape == (2, 7)
 
 
+LAYERS = ["bn0", "blocks.0", "blocks.1.conv", "blocks.3.bn", "dropout", "fc1", "fc2"]
+
+
+@pytest.mark.parametrize("path", LAYERS)
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_full_backward_hook"])
+def test_a_hook_on_any_layer_is_called_in_eval_mode(path: str, register: str) -> None:
+    model = trained(Cnn6Sep())
+    twin, x = to_eager(model), logmels(2)
+    for m in (model, twin):
+        m.bn0.weight.grad = None
+
+        def double(_m: nn.Module, before: Any, after: Any) -> Any:
+            if isinstance(after, Tensor):
+                return 2 * after
+            return tuple(g if g is None else 2 * g for g in before)
+
+        getattr(m.get_submodule(path), register)(double)
+        m(x).square().sum().backward()
+    assert_close(model(x), twin(x), 1e-10)
+    assert_close(model.bn0.weight.grad, twin.bn0.weight.grad, 1e-9)  # type: ignore[union-attr, arg-type]
+
+
+def test_hooks_on_all_modules_are_called_in_eval_mode() -> None:
+    model, x = trained(Cnn6Sep()), logmels(2)
+    twin = to_eager(model)
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda m, _x, y: 2 * y if isinstance(m, (nn.BatchNorm2d, nn.Linear)) else None
+    )
+    try:
+        assert_close(model(x), twin(x), 1e-10)
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("norm", ["patched", "of the batch", "none", "without affine", "synced"])
+def test_another_first_batch_norm_is_honoured(norm: str) -> None:
+    model, x = trained(Cnn6Sep()), logmels(2)
+    bn0: Any = model.bn0
+    if norm == "patched":
+        forward = bn0.forward
+        bn0.forward = lambda x: forward(x).tanh()
+    elif norm == "of the batch":
+        bn0.running_mean = bn0.running_var = None
+    elif norm == "none":
+        model.bn0 = nn.Identity()
+    elif norm == "without affine":
+        bn0.weight = bn0.bias = None
+    else:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    twin = to_eager(model)
+    twin.bn0 = model.bn0
+    with torch.no_grad():
+        expected = twin.head(twin.blocks(twin.bn0(x.transpose(1, 3)).transpose(1, 3)))  # type: ignore[operator]
+        assert_close(model(x), expected, 1e-10)
+        if norm == "synced":
+            assert_close(model.folded()(x), expected, 1e-10)  # type: ignore[operator]
+
+
 def test_num_classes_must_be_positive() -> None:
     with pytest.raises(ValueError, match="num_classes"):
         Cnn6Sep(0)

@@ -315,7 +315,7 @@ class Tagged(Tensor):
 
 
 def with_a_subclass(block: Any, x: Tensor) -> None:
-    state = {"conv.time_taps": block.conv.time_taps.detach().as_subclass(Tagged)}  # type: ignore[arg-type]
+    state = {"conv.time_taps": block.conv.time_taps.detach().as_subclass(Tagged)}
     torch.func.functional_call(block, state, x)
 
 

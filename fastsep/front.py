@@ -5,8 +5,7 @@ hooks and place in the model; copies and pickles keep what is in front.
 """
 
 import copyreg
-import inspect
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -54,10 +53,10 @@ def behind(module: Any) -> Any:
 
 @cache
 def _fronted(front: Any, base: Any) -> Any:
+    @wraps(base.forward)  # torch.fx asks for what is wrapped
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return front.run(self, *args, **kwargs)
 
-    forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]
     members = {"forward": forward, "__module__": base.__module__, "__doc__": base.__doc__}
     metaclass: Any = type(base)
     return metaclass(base.__name__, (front, base), members)

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from fastsep.dispatch import TorchDispatchMode
+from fastsep.front import Front
 from fastsep.hooks import has_hooks
 
 
@@ -47,7 +48,7 @@ def recognise(module: nn.Module) -> Layers | str:
         if has_hooks(part):
             what = "has hooks or a forward of its own (or __call__), which would not be called"
             return f"{path or 'the module'} {what}"
-        if hasattr(type(part).forward, "__wrapped__"):
+        if hasattr(type(part).forward, "__wrapped__") and not isinstance(part, Front):
             return f"the forward of {path or 'the module'} is decorated, with what would be lost"
     tensors = _tensors(module, with_buffers=True)
     found: set[Layers] = set()

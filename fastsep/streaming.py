@@ -116,7 +116,7 @@ def run_block(block: Block, x: Tensor, p: BlockParameters) -> Tensor:
             x = x.kept()
         else:
             blocks, x = [*x._blocks, p], x._x
-    if id(block) not in _scope.followed or not _is_inference(x):
+    if torch.compiler.is_compiling() or id(block) not in _scope.followed or not _is_inference(x):
         return _run_blocks(x, blocks)
     promise = Promise(x, blocks)
     _scope.promises = (*_scope.promises, weakref.ref(promise))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations, prune
 
 import fastsep
@@ -349,6 +349,22 @@ def test_a_hook_inside_a_block(backend: str, ran: list[int], name: str) -> None:
         )
     check(model, twin, ran, [1, 2])
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("name", ["conv2", "conv3.mix"])
+def test_a_part_that_is_compiled_by_itself(backend: str, name: str) -> None:
+    model, twin = pair(Chain)
+    torch._dynamo.reset()
+    model.get_submodule(name).compile(backend="eager")
+    for mode in (False, True):
+        with torch.no_grad():
+            torch.testing.assert_close(model.train(mode)(X), twin.train(mode)(X), **EXACT)
+
+
+@pytest.mark.parametrize("make", [Chain, sequential, nested])
+def test_traced_by_fx(backend: str, make: Callable[[], nn.Module]) -> None:
+    model, twin = pair(make)
+    torch.testing.assert_close(fx.symbolic_trace(model)(X), twin(X), **EXACT)
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from foreign import EXACT, random, trained
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -16,23 +17,7 @@ from fastsep import SepConv2d, SepConvBlock, SepConvStack, fold_batchnorm
 from fastsep.eager import to_eager
 from fastsep.modules import GlobalPool
 
-EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}  # float64: a few thousand eps
 PLAIN = {nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.AvgPool2d, nn.Linear, nn.Sigmoid}
-
-
-def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def trained(module: nn.Module) -> Any:
-    """In float64, with the batch norms of a network that has seen data."""
-    rng = torch.Generator().manual_seed(1)
-    for bn in module.modules():
-        if isinstance(bn, nn.BatchNorm2d):
-            for tensor in (bn.weight, bn.bias, bn.running_mean, bn.running_var):
-                with torch.no_grad():
-                    tensor.copy_(torch.rand(tensor.shape, generator=rng) + 0.2)
-    return module.double()
 
 
 class Foreign(nn.Module):

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from foreign import EXACT, random
 from torch import Tensor, fx, nn
 
 from fastsep import fuse, unfuse
 from fastsep.front import Front, behind, put, take_off
 from fastsep.fusion import FusedSepConv
-
-EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}  # float64: a few thousand eps
 
 
 class Shout(Front):
@@ -72,10 +71,6 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pool(torch.relu(self.bn(self.cross(x))))
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 X = random(2, 3, 9, 8)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from foreign import EXACT, random, trained
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
@@ -15,26 +16,10 @@ from fastsep import SepConv2d, SepConvBlock, SepConvStack, fuse
 from fastsep.eager import EagerBlock, to_eager
 from fastsep.hooks import has_global_hooks, has_hooks
 
-EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}  # float64: a few thousand eps
 WEIGHTS = {"pointwise": "pointwise", "time_taps": "time", "freq_taps": "freq"}  # in EagerConv
 
 
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 X = random(2, 1, 18, 12)
-
-
-def trained(module: nn.Module) -> Any:
-    """In float64, with the batch norms of a network that has seen data."""
-    rng = torch.Generator().manual_seed(1)
-    for bn in module.modules():
-        if isinstance(bn, nn.BatchNorm2d):
-            for tensor in (bn.weight, bn.bias, bn.running_mean, bn.running_var):
-                with torch.no_grad():
-                    tensor.copy_(torch.rand(tensor.shape, generator=rng) + 0.2)
-    return module.double()
 
 
 def pair() -> tuple[Any, Any]:

@@ -7,28 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from foreign import EXACT, random, trained
+from torch import nn
 
 import fastsep
 from fastsep import SepConv2d, SepConvBlock, SepConvStack, fold_batchnorm, reference
 from fastsep.eager import to_eager
 from fastsep.modules import GlobalPool
-
-
-def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def trained(module: nn.Module) -> Any:
-    """In float64, with the batch norms of a network that has seen data."""
-    rng = torch.Generator().manual_seed(1)
-    for bn in module.modules():
-        if isinstance(bn, nn.BatchNorm2d):
-            for tensor in (bn.weight, bn.bias, bn.running_mean, bn.running_var):
-                if tensor is not None:
-                    with torch.no_grad():
-                        tensor.copy_(torch.rand(tensor.shape, generator=rng) + 0.2)
-    return module.double()
 
 
 def assert_same_gradients(layer: nn.Module, twin: nn.Module) -> None:
@@ -42,9 +27,6 @@ def three_blocks() -> SepConvStack:
     return SepConvStack(
         [SepConvBlock(1, 8), SepConvBlock(8, 6, dilation=1, pool=1), SepConvBlock(6, 20, pool=3)]
     )
-
-
-EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}  # float64: a few thousand eps
 
 
 @pytest.mark.parametrize("bias", [True, False])

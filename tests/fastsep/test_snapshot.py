@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from foreign import EXACT, random
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -14,8 +15,6 @@ from torch.nn.utils import parametrizations
 from fastsep import fuse
 from fastsep.batchnorm import batch_norm_affine
 from fastsep.snapshot import Snapshot
-
-EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}  # float64: a few thousand eps
 
 
 class Block(nn.Module):
@@ -44,10 +43,6 @@ class Plain(Block):
         z = self.mix(x)
         y = self.squeeze(self.bn(self.down(z) + self.across(z)))
         return F.avg_pool2d(y, self.window, **self.options)
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 X = random(2, 3, 12, 12)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from foreign import EXACT, random
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations, prune
 
@@ -16,8 +17,6 @@ from fastsep import SepConvBlock, SepConvStack, fold_batchnorm, fuse, streaming,
 from fastsep.eager import to_eager
 from fastsep.fusion import FusedSepConv
 from fastsep.streaming import Promise
-
-EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}  # float64: a few thousand eps
 
 
 class Block(nn.Module):
@@ -116,10 +115,6 @@ def nested() -> nn.Sequential:
     return nn.Sequential(
         nn.Sequential(Block(1, 4), Block(4, 6, pool=2)), nn.Sequential(Block(6, 6), Block(6, 5))
     )
-
-
-def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def trained(module: nn.Module) -> Any:

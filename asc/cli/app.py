@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _check_environment()
         return app(args=argv, prog_name="asc", standalone_mode=False) or 0
+    except typer.BadParameter as error:
+        return _failed(_as_typed(error))
     except typer.TyperException as error:  # the command line itself
         return _failed(error.format_message())
     except UserError as error:
@@ -60,6 +62,25 @@ def _in_words(error: OSError) -> str:
         return str(error)
     name = error.filename
     return f"{os.fsdecode(name) if isinstance(name, bytes) else name}: {error.strerror}"
+
+
+def _as_typed(error: typer.BadParameter) -> str:
+    """With the value that was typed, which Typer's own messages leave out."""
+    details = getattr(error.__cause__, "errors", None)  # a ValidationError, whose import takes long
+    if details is not None:
+        (first, *_) = details()
+        bounds = first.get("ctx", {})
+        expected = {
+            "greater_than_equal": f"at least {bounds.get('ge')}",
+            "less_than_equal": f"at most {bounds.get('le')}",
+            "int_parsing": "an integer",
+            "float_parsing": "a number",
+        }.get(first["type"])
+        if expected is not None:
+            error.message = f"it must be {expected}, not {first['input']!r}"
+        else:
+            error.message = first["msg"].removeprefix("Value error, ")
+    return error.format_message()
 
 
 def _failed(message: str) -> int:

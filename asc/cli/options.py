@@ -12,6 +12,7 @@ from asc.compute import DeviceChoice, Precision
 from asc.settings import Option, options
 from asc.training.settings import MAX_SEED, Settings
 
+WHOLE = "<int>"  # as the kind of value in the help: its range stands there anyway
 MAX_MASKS = 10_000  # two minutes a clip on a good core; memory does not grow with them
 
 Weights = Annotated[
@@ -24,12 +25,15 @@ Masks = Annotated[
     int,
     typer.Option(
         "--tta",
+        metavar=WHOLE,
         min=0,
         max=MAX_MASKS,
         help="Masks per clip to average over; 0: no augmentation.",
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of everything random.")]
+Seed = Annotated[
+    int, typer.Option(metavar=WHOLE, min=0, max=MAX_SEED, help="Of everything random.")
+]
 Device = Annotated[
     DeviceChoice, typer.Option(help="Where to compute; auto: on the GPU if there is one.")
 ]
@@ -72,7 +76,11 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 def _parameter(option: Option) -> inspect.Parameter:
     about, kind = option.about, option.kind
     described = typer.Option(
-        min=about.at_least, max=about.at_most, show_default=option.default, help=about.help
+        metavar=WHOLE if kind is int else None,
+        min=about.at_least,
+        max=about.at_most,
+        show_default=option.default,
+        help=about.help,
     )
     return inspect.Parameter(
         option.name,

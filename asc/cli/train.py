@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from asc.cli.options import Cache, Data, Device, with_settings
+from asc.cli.options import WHOLE, Cache, Data, Device, with_settings
 
 MAX_WORKERS = 256  # more would sooner bring a machine down than be of use
 
@@ -27,7 +27,8 @@ def command(
     device: Device = "auto",
     cache: Cache = None,
     workers: Annotated[
-        int, typer.Option(min=0, max=MAX_WORKERS, help="Processes that load data.")
+        int,
+        typer.Option(metavar=WHOLE, min=0, max=MAX_WORKERS, help="Processes that load data."),
     ] = 0,
 ) -> None:
     """Trains a network.

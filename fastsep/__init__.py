@@ -6,6 +6,9 @@ The layers in `fastsep.modules` train and run anywhere PyTorch does; `fuse` puts
 you already have, `backends` says what runs here and why.
 """
 
+import getpass
+import os
+
 from fastsep.batchnorm import batch_norm_affine
 from fastsep.checks import BlockParameters
 from fastsep.folding import fold_batchnorm
@@ -39,3 +42,8 @@ __all__ = [
     "unfuse",
     "use_backend",
 ]
+
+try:
+    getpass.getuser()
+except (KeyError, OSError):  # a user id without an entry, as in `docker run --user`
+    os.environ["USER"] = f"uid-{os.getuid()}"  # PyTorch's compiler and exporter ask for it

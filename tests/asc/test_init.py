@@ -25,6 +25,12 @@ def test_importing_it_is_quick(module: str) -> None:
     assert run.stderr.strip() == "[]"
 
 
+def test_importing_says_nothing() -> None:
+    command = [sys.executable, "-W", "error", "-c", "import fastsep, asc"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
 def test_a_user_without_a_name() -> None:
     """`docker run --user 1234`: torch's compiler, which training imports, asks for the name."""
     program = """

@@ -37,6 +37,24 @@ def test_importing_says_nothing(
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
+def test_a_user_without_a_name_can_export(
+    run_python: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    """`docker run --user 1234`: PyTorch's compiler asks for the name when it is imported."""
+    code = """
+import os, pwd
+def getpwuid(uid): raise KeyError(uid)
+pwd.getpwuid = getpwuid
+for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "HOME"):
+    os.environ.pop(name, None)
+import fastsep, torch
+net, x = fastsep.SepConvBlock(1, 4).eval(), torch.ones(1, 1, 8, 8)
+assert torch.equal(torch.export.export(net, (x,)).module()(x), net(x))
+"""
+    run = run_python(code)
+    assert run.returncode == 0, run.stderr
+
+
 def _module(path: Path) -> str:
     name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
     return name.removesuffix(".__init__")

@@ -55,6 +55,7 @@ def sums_kernel(
         g = tl.load(at, mask=mine, other=0.0).to(M.ACC) * (1.0 / (M.POOL * M.POOL))
         if M.RELU:
             y = taps.centre * centre + bias
+            y += taps.middle * centre
             y += taps.up * up + taps.down * down
             y += taps.left * left
             y += taps.right * right
@@ -98,7 +99,9 @@ def load_g(grad, positive, size, n, channel, t, f, M: tl.constexpr):
 @triton.jit
 def load_dz(grad, positive, taps, size, n, channel, t, f, M: tl.constexpr):
     """dz at channel (channels,) and at t and f, each (columns,)."""
-    dz = taps.centre * load_g(grad, positive, size, n, channel, t, f, M)
+    g = load_g(grad, positive, size, n, channel, t, f, M)
+    dz = taps.centre * g
+    dz += taps.middle * g
     dz += taps.up * load_g(grad, positive, size, n, channel, t + M.DILATION, f, M)
     dz += taps.down * load_g(grad, positive, size, n, channel, t - M.DILATION, f, M)
     dz += taps.left * load_g(grad, positive, size, n, channel, t, f + M.DILATION, M)

@@ -40,6 +40,7 @@ def forward_kernel(x, y, weights, size, load, spans, length, windows, M: tl.cons
             centre = project(x, load, weights, size, n, channel, t, f, M)
         down = project(x, load, weights, size, n, channel, t + M.DILATION, f, M)
         value = taps.centre * centre + bias
+        value += taps.middle * centre
         value += taps.up * up + taps.down * down
         value += taps.left * aside(centre, x, load, weights, size, here, t, -M.DILATION, M)
         value += taps.right * aside(centre, x, load, weights, size, here, t, M.DILATION, M)

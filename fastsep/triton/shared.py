@@ -95,12 +95,14 @@ class Start(NamedTuple):
 
 
 class Taps(NamedTuple):
-    """Coefficients of the channels of a tile, (channels, 1) each; the centre taps are merged."""
+    """Coefficients of the channels of a tile, (channels, 1) each. The centre taps, of time and of
+    frequency, stay apart: infinity meets each of them, and inf - inf is NaN."""
 
     up: Any
     centre: Any
     down: Any
     left: Any
+    middle: Any
     right: Any
 
 
@@ -204,13 +206,12 @@ def load_taps(weights, size, channel, M: tl.constexpr):
     p = tl.full(channel.shape, 1.0, M.ACC)
     if M.LONE:
         p = tl.load(weights.pointwise + channel, mask=mask, other=0.0).to(M.ACC)
-    centre = tl.load(a + 1, mask=mask, other=0.0).to(M.ACC)
-    centre += tl.load(b + 1, mask=mask, other=0.0).to(M.ACC)
     return Taps(
         (p * tl.load(a, mask=mask, other=0.0).to(M.ACC))[:, None],
-        (p * centre)[:, None],
+        (p * tl.load(a + 1, mask=mask, other=0.0).to(M.ACC))[:, None],
         (p * tl.load(a + 2, mask=mask, other=0.0).to(M.ACC))[:, None],
         (p * tl.load(b, mask=mask, other=0.0).to(M.ACC))[:, None],
+        (p * tl.load(b + 1, mask=mask, other=0.0).to(M.ACC))[:, None],
         (p * tl.load(b + 2, mask=mask, other=0.0).to(M.ACC))[:, None],
     )
 

@@ -135,6 +135,27 @@ def test_nan_reaches_what_depends_on_it(weights: Callable[..., Any]) -> None:
 
 @on_a_device
 @pytest.mark.interpreted
+@pytest.mark.parametrize("channels", [1, 2])
+def test_infinity_meets_both_centre_taps(weights: Callable[..., Any], channels: int) -> None:
+    """inf - 2 inf is NaN, which the sum of the taps would not show; forward and backward."""
+    x = torch.randn(1, channels, 12, 14)
+    x[0, 0, 5, 6] = torch.inf
+    w = [t.abs() for t in weights(channels, 3, torch.float32)]
+    w[2][:, 1] = -2 * w[1][:, 1]
+    leaves = [t.to(DEVICE).requires_grad_() for t in (x, *w)]
+    for name in ("sep_conv2d", "sep_conv2d_block"):
+        y, expected = getattr(fastsep, name)(*leaves), getattr(reference, name)(x, *w)
+        assert expected.isnan().any()
+        assert torch.equal(y.cpu().isnan(), expected.isnan())
+    grad = torch.zeros_like(x[:, :1]).expand(1, 3, 12, 14).clone()
+    grad[0, 1, 5, 6] = torch.inf
+    y = fastsep.sep_conv2d(*leaves)
+    (dx,) = torch.autograd.grad(y, leaves[:1], grad.to(DEVICE))
+    assert dx.cpu()[0, :, 5, 6].isnan().all()
+
+
+@on_a_device
+@pytest.mark.interpreted
 def test_strides_beyond_32_bits(weights: Callable[..., Any]) -> None:
     """Channels 2^31 elements apart; of the memory between them nothing is touched."""
     frames, bins = 4, 16

@@ -45,6 +45,7 @@ struct Infer {
   Map y;
   bool bf16;      // whether float32 maps may be rounded to bfloat16 for the products
   int64_t spans;  // each clip is cut into this many spans of time
+  bool separate;  // whether taps are applied as they are: slower, and right whatever x is
 };
 
 struct InferKernels {
@@ -53,7 +54,8 @@ struct InferKernels {
   size_t (*scratch_bytes)(const Infer&);
   // One span of one clip. With seams, spans take what they need of each other's rows: all spans
   // have to run at the same time, each through all clips in order. Without, they compute it.
-  void (*run)(const Infer&, const void* weights, void* scratch, void* seams, int64_t clip,
+  // Returns false where x is too large for merged taps: then the clip has to be run `separate`.
+  bool (*run)(const Infer&, const void* weights, void* scratch, void* seams, int64_t clip,
               int64_t span);
   size_t (*seams_bytes)(const Infer&);
   void (*clear_seams)(const Infer&, void* seams);

@@ -40,12 +40,17 @@ __global__ void cross_kernel(const S* z, const S* time, const S* freq, const S* 
     for (int64_t t = row * shape.pool; t < (row + 1) * shape.pool; ++t) {
       for (int64_t f = column * shape.pool; f < (column + 1) * shape.pool; ++f) {
         const S* at = map + t * shape.bins + f;
+        // Both centre taps by themselves, and 0 outside the map: inf - inf and inf * 0 are NaN.
+        const auto term = [&](S tap, bool inside, int64_t offset) {
+          return T(tap) * (inside ? T(at[offset]) : T(0));
+        };
         T value = bias == nullptr ? T(0) : T(bias[c]);
-        value += (T(time[3 * c + 1]) + T(freq[3 * c + 1])) * T(at[0]);
-        if (t >= d) value += T(time[3 * c]) * T(at[-d * shape.bins]);
-        if (t + d < shape.frames) value += T(time[3 * c + 2]) * T(at[d * shape.bins]);
-        if (f >= d) value += T(freq[3 * c]) * T(at[-d]);
-        if (f + d < shape.bins) value += T(freq[3 * c + 2]) * T(at[d]);
+        value += term(time[3 * c + 1], true, 0);
+        value += term(freq[3 * c + 1], true, 0);
+        value += term(time[3 * c], t >= d, -d * shape.bins);
+        value += term(time[3 * c + 2], t + d < shape.frames, d * shape.bins);
+        value += term(freq[3 * c], f >= d, -d);
+        value += term(freq[3 * c + 2], f + d < shape.bins, d);
         sum += relu && value < T(0) ? T(0) : value;  // keeps NaN
       }
     }

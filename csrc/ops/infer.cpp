@@ -2,6 +2,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <atomic>
+#include <vector>
+
 #include "arena.h"
 #include "isa.h"
 #include "operators.h"
@@ -36,16 +39,21 @@ void for_each_packed(const InferKernels& k, const Infer& job, int64_t items, con
                  });
 }
 
+// Clips to be run again, each noted by any of the threads that work on it.
+using Again = std::vector<std::atomic<bool>>;
+
 // As many clips as threads, or a multiple: each clip streams through all blocks on one thread.
-void run_whole(const InferKernels& k, Infer job) {
+void run_whole(const InferKernels& k, Infer job, int64_t count, Again& again) {
   job.spans = 1;
-  for_each_packed(k, job, job.input.clips, [&](int64_t clip, const void* weights, void* scratch) {
-    k.run(job, weights, scratch, nullptr, clip, 0);
+  for_each_packed(k, job, count, [&](int64_t clip, const void* weights, void* scratch) {
+    if (!k.run(job, weights, scratch, nullptr, clip, 0)) again[size_t(clip)] = true;
   });
 }
 
-// Fewer clips than threads: each thread takes one span of time of every clip.
-void run_spans(const InferKernels& k, Infer job, int64_t threads) {
+// Fewer clips than threads, from `first` on: each thread takes one span of time of every clip.
+void run_spans(const InferKernels& k, const Infer& all, int64_t first, int64_t threads,
+               Again& again) {
+  Infer job = part_of(all, first, all.input.clips - first);
   job.spans = k.most_spans(job, threads);
   void* seams = shared_arena().get(k.seams_bytes(job));
   k.clear_seams(job, seams);
@@ -53,10 +61,24 @@ void run_spans(const InferKernels& k, Infer job, int64_t threads) {
   for_each_packed(k, job, job.spans, [&](int64_t span, const void* weights, void* scratch) {
     void* shared = meeting.attend() ? seams : nullptr;
     for (int64_t clip = 0; clip < job.input.clips; ++clip) {
-      k.run(job, weights, scratch, shared, clip, span);
+      if (!k.run(job, weights, scratch, shared, clip, span)) again[size_t(first + clip)] = true;
     }
   });
   shared_arena().trim();
+}
+
+// The clips that are too large for merged taps, or not finite.
+void run_again(const InferKernels& k, Infer job, const Again& again) {
+  std::vector<int64_t> clips;
+  for (int64_t clip = 0; clip < job.input.clips; ++clip) {
+    if (again[size_t(clip)]) clips.push_back(clip);
+  }
+  job.spans = 1;
+  job.separate = true;
+  for_each_packed(k, job, int64_t(clips.size()),
+                  [&](int64_t item, const void* weights, void* scratch) {
+                    k.run(job, weights, scratch, nullptr, clips[size_t(item)], 0);
+                  });
 }
 
 Tensor infer(const Tensor& x, const Input& input, const std::vector<Block>& blocks, bool bf16) {
@@ -78,8 +100,10 @@ Tensor infer(const Tensor& x, const Input& input, const std::vector<Block>& bloc
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t rest = input.clips % threads, whole = input.clips - rest;
   const InferKernels& k = kernels().infer(job);
-  if (whole > 0) run_whole(k, part_of(job, 0, whole));
-  if (rest > 0) run_spans(k, part_of(job, whole, rest), threads);
+  Again again(size_t(input.clips));
+  if (whole > 0) run_whole(k, job, whole, again);
+  if (rest > 0) run_spans(k, job, whole, threads, again);
+  run_again(k, job, again);
   return y;
 }
 

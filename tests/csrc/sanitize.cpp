@@ -1,6 +1,7 @@
 // Runs every kernel on awkward shapes with buffers of exactly the right size, for a build with
 // -fsanitize=address,undefined or -fsanitize=thread to watch, and checks that spans of time that
 // run together give the bits of whole clips. Usage: sanitize SEED
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -20,7 +21,7 @@ int64_t draw(int64_t low, int64_t high) {
   return std::uniform_int_distribution<int64_t>(low, high)(generator);
 }
 
-int together = 0;
+int together = 0, separate = 0;
 
 void check(bool same, const char* what) {
   if (same) return;
@@ -54,6 +55,20 @@ void fill(const Buffer& buffer, size_t bytes, size_t size) {
   }
 }
 
+// Now and then puts infinity or NaN somewhere.
+void spoil(const Buffer& buffer, size_t bytes, size_t size) {
+  if (bytes == 0 || draw(0, 3) > 0) return;
+  const size_t i = size_t(draw(0, int64_t(bytes / size) - 1));
+  const double value = draw(0, 1) == 0 ? __builtin_inf() : __builtin_nan("");
+  if (size == 8) {
+    static_cast<double*>(buffer.data)[i] = value;
+  } else if (size == 4) {
+    static_cast<float*>(buffer.data)[i] = float(value);
+  } else {
+    static_cast<uint16_t*>(buffer.data)[i] = draw(0, 1) == 0 ? 0x7f80 : 0x7c00;  // of either type
+  }
+}
+
 struct Tensor {
   Tensor(size_t size, int64_t n, int64_t c, int64_t t, int64_t f, bool channels_last)
       : bytes(size_t(n * c * t * f) * size), buffer(bytes) {
@@ -82,8 +97,9 @@ struct Weights {
 
 size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// All spans at the same time, each through all clips.
-void run_together(const InferKernels& k, const Infer& job, const void* weights) {
+// All spans at the same time, each through all clips; whether merged taps were right for all.
+bool run_together(const InferKernels& k, const Infer& job, const void* weights) {
+  std::atomic<bool> right{true};
   const Buffer seams(padded(k.seams_bytes(job)));
   k.clear_seams(job, seams.data);
   std::vector<std::thread> threads;
@@ -91,11 +107,12 @@ void run_together(const InferKernels& k, const Infer& job, const void* weights) 
     threads.emplace_back([&, span] {
       const Buffer scratch(padded(k.scratch_bytes(job)));
       for (int64_t clip = 0; clip < job.input.clips; ++clip) {
-        k.run(job, weights, scratch.data, seams.data, clip, span);
+        if (!k.run(job, weights, scratch.data, seams.data, clip, span)) right = false;
       }
     });
   }
   for (std::thread& thread : threads) thread.join();
+  return right;
 }
 
 void infer(const Kernels& kernels, DType dtype, size_t size) {
@@ -122,6 +139,8 @@ void infer(const Kernels& kernels, DType dtype, size_t size) {
   }
   if (blocks.empty()) return;
   const Tensor x(size, n, first, t, f, draw(0, 1)), y(size, n, channels, frames, bins, draw(0, 1));
+  spoil(x.buffer, x.bytes, size);
+  spoil(weights.back().time, size_t(3 * channels) * size, size);
   const Buffer scale(size_t(f) * size), shift(size_t(f) * size);
   for (const Buffer* buffer : {&scale, &shift}) fill(*buffer, size_t(f) * size, size);
   const int32_t stripes[] = {0, -5, 3, 1, 9, 1000, 1, 5, 2, 7, 0, 9};
@@ -134,31 +153,46 @@ void infer(const Kernels& kernels, DType dtype, size_t size) {
   job.num_blocks = int64_t(blocks.size());
   job.y = y.map;
   job.bf16 = draw(0, 1) == 1;
-  job.spans = draw(1, frames);
   const InferKernels& k = kernels.infer(job);
-  const Buffer packed(padded(k.weights_bytes(job)));
-  k.pack(job, packed.data);
-  const auto run_alone = [&] {
+  bool right = true;
+  const auto run_alone = [&](const Buffer& packed) {
+    right = true;
     for (int64_t clip = 0; clip < n; ++clip) {
       for (int64_t span = 0; span < job.spans; ++span) {
         const Buffer scratch(padded(k.scratch_bytes(job)));
-        k.run(job, packed.data, scratch.data, nullptr, clip, span);
+        right &= k.run(job, packed.data, scratch.data, nullptr, clip, span);
       }
     }
     std::vector<char> bytes(y.bytes);
     std::memcpy(bytes.data(), y.buffer.data, y.bytes);
     return bytes;
   };
-  const std::vector<char> in_spans = run_alone();
-  job.spans = 1;
-  const std::vector<char> whole = run_alone();
-  check(in_spans == whole, "spans alone");
-  job.spans = k.most_spans(job, is_long ? draw(2, 8) : draw(2, 3));
-  if (job.spans == 1) return;
-  std::memset(y.buffer.data, 0, y.bytes);
-  run_together(k, job, packed.data);
-  check(std::memcmp(y.buffer.data, whole.data(), y.bytes) == 0, "spans together");
-  ++together;
+  const auto compare = [&] {
+    const Buffer packed(padded(k.weights_bytes(job)));
+    k.pack(job, packed.data);
+    job.spans = draw(1, frames);
+    const std::vector<char> in_spans = run_alone(packed);
+    const bool right_in_spans = right;
+    job.spans = 1;
+    const std::vector<char> whole = run_alone(packed);
+    const bool right_whole = right;
+    check(right_in_spans == right_whole, "limits of spans alone");
+    if (right) check(in_spans == whole, "spans alone");
+    job.spans = k.most_spans(job, is_long ? draw(2, 8) : draw(2, 3));
+    if (job.spans > 1) {
+      std::memset(y.buffer.data, 0, y.bytes);
+      check(run_together(k, job, packed.data) == right_whole, "limits of spans together");
+      if (right) {
+        check(std::memcmp(y.buffer.data, whole.data(), y.bytes) == 0, "spans together");
+      }
+      ++together;
+    }
+    return right;
+  };
+  if (compare()) return;
+  job.separate = true;
+  check(compare(), "separate taps");
+  ++separate;
 }
 
 void gradient(const Kernels& kernels, DType dtype, size_t size) {
@@ -169,6 +203,8 @@ void gradient(const Kernels& kernels, DType dtype, size_t size) {
   const Weights w(size, in, out), d(size, in, out);
   const Tensor x(size, n, in, t, f, draw(0, 1)), dx(size, n, in, t, f, draw(0, 1)),
       grad(size, n, out, t / pool, f / pool, draw(0, 1));
+  for (const Tensor* t : {&x, &grad}) spoil(t->buffer, t->bytes, size);
+  spoil(w.time, size_t(3 * out) * size, size);
   Gradient job{};
   job.dtype = dtype;
   job.input = {x.map, n, in, t, f, nullptr, nullptr, nullptr, 0};
@@ -247,5 +283,6 @@ int main(int, char** argv) {
       }
     }
   }
-  std::printf("%d in spans together, %d runs\n", together, runs);
+  std::printf("%d in spans together, %d with separate taps, %d runs\n", together, separate, runs);
+  if (together == 0 || separate == 0) std::abort();
 }

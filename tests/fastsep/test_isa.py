@@ -3,8 +3,10 @@
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
+import extremes
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch.utils.data import DataLoader
 
 import fastsep
 from fastsep import reference
+from fastsep.testing import GRADIENTS
 
 Draw = Callable[..., tuple[Any, Any, Any, Any]]  # the fixture `weights`
 
@@ -244,11 +247,7 @@ def test_nan_and_infinity_go_where_the_reference_has_them(
 ) -> None:
     x = random(2, 5, 13, 19, dtype=dtype)
     x[1, 3, where[0], where[1]] = value
-    # Weights of one sign a channel: no infinity minus infinity, which merging taps may avoid.
     first, second = weights(5, 17, dtype, 1), weights(17, 20, dtype, 2)
-    for weight in (*first, *second):
-        weight.abs_()
-    first[0][::3] *= -1
     exact: list[Any] = [t.double() for t in (x, *first)]
     y = fastsep.sep_conv2d(x, *first)
     assert torch.equal(positions(y), positions(reference.sep_conv2d(*exact)))
@@ -263,6 +262,155 @@ def test_nan_and_infinity_go_where_the_reference_has_them(
         expected = reference.sep_conv2d_stack(exact[0], double(blocks[:1]))
         y = fastsep.sep_conv2d_block(x, *first, pool=pool)
         assert torch.equal(positions(y), positions(expected))
+
+
+EXTREMES = torch.tensor([torch.nan, torch.inf, 3e38, 1e38, 1e20, 1e-30, 1e-38, 1e-45, 0.0])
+
+
+@dataclass(frozen=True)
+class Extreme:
+    """Arguments with a share of `EXTREMES` of either sign among them, or all huge or tiny."""
+
+    x: Tensor
+    first: tuple[Tensor, ...]
+    second: tuple[Tensor, ...]
+    grad: Tensor  # of the bare operator
+    dilation: int
+    pool: int
+
+    @staticmethod
+    def draw(seed: int) -> "Extreme":
+        rng = torch.Generator().manual_seed(seed)
+
+        def one_of(*choices: Any) -> Any:
+            return choices[int(torch.randint(len(choices), (), generator=rng))]
+
+        def some(share: float, *shape: int) -> Tensor:
+            values = torch.randn(shape, generator=rng)
+            extreme = EXTREMES[torch.randint(len(EXTREMES), shape, generator=rng)]
+            extreme = extreme * (1 - 2 * torch.randint(2, shape, generator=rng))
+            return torch.where(torch.rand(shape, generator=rng) < share, extreme, values)
+
+        cin, cout = one_of(1, 1, 2, 3), one_of(1, 3, 8, 20)
+        shape = (one_of(1, 2, 3), cin, one_of(1, 5, 9, 14), one_of(1, 4, 13, 20))
+        of_x, of_weights = one_of(0, 0.01, 0.05, 0.3), one_of(0, 0, 0.03, 0.2)
+
+        def block(cin: int, cout: int) -> tuple[Tensor, ...]:
+            drawn = [some(of_weights, *s) for s in ((cout, cin), (cout, 3), (cout, 3), (cout,))]
+            return tuple(w * one_of(1, 1, 1, 1, 1e-38, 1e-20, 1e20, 1e30) for w in drawn)
+
+        x = some(of_x, *shape) * one_of(1, 1, 1e-38, 1e-20, 1e20, 1e38)
+        grad = some(of_x, shape[0], cout, *shape[2:])
+        return Extreme(x, block(cin, cout), block(cout, 5), grad, one_of(1, 2, 3), one_of(1, 2, 3))
+
+
+def check_extremes(part: int) -> None:
+    """The operator, the block, the stack, and gradients: finite to rounding, infinite, or NaN."""
+    known: list[float] = []
+    for seed in range(12 * part, 12 * part + 12):
+        case = Extreme.draw(seed)
+        dilation, pool = case.dilation, case.pool
+        leaves = [t.requires_grad_() for t in (case.x, *case.first)]
+        x, p, a, b, c = leaves
+        _, y = extremes.convolved(extremes.exact(x), case.first, dilation)
+        pooled = extremes.pooled(y, pool)
+        _, deeper = extremes.convolved(pooled, case.second, 1)
+        first = fastsep.BlockParameters(p, a, b, c, dilation, pool)
+        p, a, b, c = case.second
+        with torch.no_grad():
+            stack = fastsep.sep_conv2d_stack(x, [first, fastsep.BlockParameters(p, a, b, c, 1, 1)])
+        known.append(extremes.check(f"stack {seed}", stack, extremes.pooled(deeper, 1)))
+
+        bare = fastsep.sep_conv2d(*leaves, dilation=dilation)
+        known.append(extremes.check(f"operator {seed}", bare, y))
+        block = fastsep.sep_conv2d_block(*leaves, dilation=dilation, pool=pool)
+        known.append(extremes.check(f"block {seed}", block, pooled))
+        for output, window in ((bare, None), (block, pool)):
+            grad = case.grad[:, :, : output.shape[2], : output.shape[3]].contiguous()
+            expected = extremes.gradients(grad, case.x, case.first, dilation, window)
+            got = torch.autograd.grad(output, leaves, grad)
+            for name, t, e in zip(GRADIENTS, got, expected, strict=True):
+                known.append(extremes.check(f"gradient of {name} {seed} {window}", t, e))
+    assert sum(known) / len(known) > 0.75  # else there is little that this has checked
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_extreme_values_have_the_class_they_must(isa: str, part: int) -> None:
+    check_extremes(part)
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_they_have_it_in_the_reference(part: int) -> None:
+    with fastsep.use_backend("reference"):
+        check_extremes(part)
+
+
+@pytest.mark.parametrize(
+    ("pointwise", "time", "freq", "value"),
+    [
+        (1.0, 1.0, -1.0, torch.inf),
+        (1.0, 1.0, -2.0, torch.inf),  # merged, there is no other infinity to meet
+        (1.0, 1e38, 3e38, 1e-10),  # the sum of the taps is infinite
+        (1.0, 3e38, -3e38, 3.0),
+        (1e-30, 1e-30, 1e-30, 1e32),  # of a lone channel: merged, a 0
+        (1e-38, 1e-38, 1e-38, torch.inf),
+        (1e30, 1e30, 1e30, 1e-30),  # merged, infinite
+        (1e30, 1e-30, 1e-30, 1e20),  # merged, finite
+        (torch.inf, 1.0, 1.0, 0.0),
+        (1.0, 1e-45, 1e-45, torch.inf),  # times 1 / pool^2, a 0
+    ],
+)
+def test_weights_are_not_merged_where_that_shows(
+    isa: str,
+    threads: Callable[[int], None],
+    pointwise: float,
+    time: float,
+    freq: float,
+    value: float,
+) -> None:
+    """In all clips, in one of several, and in spans of a single one, to the same bits."""
+    w = tuple(torch.full(s, v) for s, v in zip(
+        ((17, 1), (17, 3), (17, 3), (17,)), (pointwise, time, freq, 0.0), strict=True
+    ))  # fmt: skip
+    for place in (0, 30, 61, 95):
+        x = torch.zeros(3, 1, 97, 9)
+        x[1, 0, place, 4] = value
+        for clips in (x, x[1:2]):
+            _, y = extremes.convolved(extremes.exact(clips), w, 2)
+            results = []
+            for count in (1, 2, 4):
+                threads(count)
+                got = fastsep.sep_conv2d(clips, *w)
+                assert extremes.check("operator", got, y) > 0.9
+                block = fastsep.sep_conv2d_block(clips, *w)
+                assert extremes.check("block", block, extremes.pooled(y, 2)) > 0.9
+                results.append((got.view(torch.int32), block.view(torch.int32)))
+            for other in results[1:]:
+                assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_clips_that_have_to_be_are_run_again(
+    isa: str, weights: Draw, threads: Callable[[int], None], dtype: torch.dtype
+) -> None:
+    """Others keep their bits, and so does a clip whose NaN is in a row that no output reaches."""
+    blocks = [
+        fastsep.BlockParameters(*weights(1, 20, dtype), 1, 4),
+        fastsep.BlockParameters(*weights(20, 8, dtype), 1, 2),
+    ]
+    x = random(5, 1, 55, 21, dtype=dtype)
+    threads(1)
+    expected = fastsep.sep_conv2d_stack(x, blocks)
+    x[3, 0, 20, 5], x[4, 0, 54, 5] = torch.nan, torch.nan
+    for count in (1, 2, 3):
+        threads(count)
+        got = fastsep.sep_conv2d_stack(x, blocks)
+        for clip in (0, 1, 2, 4):
+            assert torch.equal(got[clip], expected[clip])
+        number = ~got[3].isnan()
+        assert not number.all() and number.any()
+        tolerance = 8 * torch.finfo(dtype).eps * expected[3].abs().max().item()
+        torch.testing.assert_close(got[3][number], expected[3][number], rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("pool", [None, 1, 2])

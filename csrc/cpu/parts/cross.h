@@ -75,6 +75,50 @@ struct Taps {
   }
 };
 
+// Weights of one group of L channels with nothing merged: right whatever z is, and slower.
+template <class T>
+struct SeparateTaps {
+  Vec<T> time[3], freq[3], bias;
+
+  // In the order of the reference.
+  FASTSEP_INLINE Vec<T> apply(const Cross<T>& z, int64_t at) const {
+    const Vec<T> middle = load(z.middle + at);
+    Vec<T> y = time[0] * load(z.up + at) + freq[0] * load(z.middle + at - z.reach);
+    y += time[1] * middle + freq[1] * middle;
+    y += time[2] * load(z.down + at) + freq[2] * load(z.middle + at + z.reach);
+    return y + bias;
+  }
+
+  FASTSEP_INLINE static SeparateTaps read(const T* packed) {
+    SeparateTaps taps;
+    for (int k = 0; k < 3; ++k) {
+      taps.time[k] = load(packed + k * kLanes<T>);
+      taps.freq[k] = load(packed + (3 + k) * kLanes<T>);
+    }
+    taps.bias = load(packed + 6 * kLanes<T>);
+    return taps;
+  }
+
+  static constexpr int64_t kSize = 7 * kLanes<T>;
+
+  template <class S>
+  static void pack(const Block& block, T* to) {
+    constexpr int64_t L = kLanes<T>;
+    const S* time = static_cast<const S*>(block.time_taps);
+    const S* freq = static_cast<const S*>(block.freq_taps);
+    const S* bias = static_cast<const S*>(block.bias);
+    for (int64_t c = 0; c < ceil_div(block.out, L) * L; ++c) {
+      T* lane = to + c / L * kSize + c % L;
+      const bool there = c < block.out;
+      for (int64_t k = 0; k < 3; ++k) {
+        lane[k * L] = there ? widen(time[3 * c + k]) : T(0);
+        lane[(3 + k) * L] = there ? widen(freq[3 * c + k]) : T(0);
+      }
+      lane[6 * L] = there && bias != nullptr ? widen(bias[c]) : T(0);
+    }
+  }
+};
+
 // One pooled output row of some groups: the sum over pool x pool of (ReLU of) the cross, which is
 // the mean where the taps hold its 1 / pool^2. P is the pooling size at compile time, or 0 to take
 // it from `pool`; rows holds one cross per pooled row, of the first group.
@@ -164,6 +208,48 @@ void pooled_lone(const T* packed_taps, const Cross<T>* rows, int64_t pool, int64
 #pragma GCC unroll 4
     for (int j = 0; j < NV; ++j) store(y + j * y_stride + f * L, sum[j]);
     between();
+  }
+}
+
+// pooled_cross with separate taps; the mean over a window is taken at its end.
+template <class T, bool with_relu>
+void separate_cross(const T* packed_taps, int64_t groups, const Cross<T>* rows, int64_t z_stride,
+                    int64_t pool, int64_t bins_out, T* y, int64_t y_stride) {
+  constexpr int64_t L = kLanes<T>;
+  for (int64_t g = 0; g < groups; ++g, packed_taps += SeparateTaps<T>::kSize, y += y_stride) {
+    const SeparateTaps<T> taps = SeparateTaps<T>::read(packed_taps);
+    for (int64_t f = 0; f < bins_out; ++f) {
+      Vec<T> sum = {};
+      for (int64_t i = 0; i < pool; ++i) {
+        for (int64_t k = 0; k < pool; ++k) {
+          const Vec<T> value = taps.apply(rows[i], g * z_stride + (f * pool + k) * L);
+          sum += with_relu ? relu<T>(value) : value;
+        }
+      }
+      store(y + f * L, sum / T(pool * pool));
+    }
+  }
+}
+
+// One row of dz, the cross turned around, which carries gradients from y back to z. What is outside
+// the map is left out, as PyTorch does: an infinite tap would make NaN of its 0. up, down: whether
+// those rows of dy are inside.
+template <class T>
+void turned_cross(const T* packed_taps, int64_t groups, const Cross<T>& dy, bool up, bool down,
+                  int64_t dy_stride, int64_t bins, T* dz, int64_t dz_stride) {
+  constexpr int64_t L = kLanes<T>;
+  for (int64_t g = 0; g < groups; ++g, packed_taps += SeparateTaps<T>::kSize, dz += dz_stride) {
+    const SeparateTaps<T> taps = SeparateTaps<T>::read(packed_taps);
+    const Cross<T> from = dy.from(g * dy_stride);
+    for (int64_t f = 0; f < bins * L; f += L) {
+      const Vec<T> middle = load(from.middle + f);
+      Vec<T> sum = taps.time[1] * middle + taps.freq[1] * middle;
+      if (down) sum += taps.time[0] * load(from.down + f);
+      if (up) sum += taps.time[2] * load(from.up + f);
+      if (f + from.reach < bins * L) sum += taps.freq[0] * load(from.middle + f + from.reach);
+      if (f >= from.reach) sum += taps.freq[2] * load(from.middle + f - from.reach);
+      store(dz + f, sum);
+    }
   }
 }
 

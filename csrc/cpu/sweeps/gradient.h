@@ -24,16 +24,17 @@ template <class S>
 class GradientSweep {
   using T = Compute<S>;
   static constexpr int64_t L = kLanes<T>;
+  // Sums for one group's taps and bias: up, left, centre, right, down, bias.
+  static constexpr int64_t kSums = 6 * L;
 
   struct Packed {
     Packed(Bump& bump, const Block& block)
         : forward{bump.take<T>(Panels<T>::size(block.in, block.out)), block.in, block.out},
           backward{bump.take<T>(Panels<T>::size(block.out, block.in)), block.out, block.in},
-          taps(bump.take<T>(ceil_div(block.out, L) * Taps<T>::kSize)),
-          flipped(bump.take<T>(ceil_div(block.out, L) * Taps<T>::kSize)) {}
+          taps(bump.take<T>(ceil_div(block.out, L) * SeparateTaps<T>::kSize)) {}
 
     Panels<T> forward, backward;
-    T *taps, *flipped;
+    T* taps;  // nothing is merged: next to the products it would save little
   };
 
  public:
@@ -50,8 +51,7 @@ class GradientSweep {
     const S* p = static_cast<const S*>(block.pointwise);
     packed.forward.pack(p, block.in, 1);
     packed.backward.pack(p, 1, block.in);
-    Taps<T>::template pack<S>(block, packed.taps, [](int64_t) { return T(1); });
-    Taps<T>::flip(packed.taps, ceil_div(block.out, L), packed.flipped);
+    SeparateTaps<T>::template pack<S>(block, packed.taps);
   }
 
   static size_t scratch_bytes(const Gradient& job) {
@@ -85,7 +85,7 @@ class GradientSweep {
     const T* pointwise = static_cast<const T*>(partials);
     Bump bump(const_cast<void*>(partials));
     bump.take<T>(block.in * groups_out * L);
-    const T* taps = bump.take<T>(groups_out * Taps<T>::kSize);
+    const T* taps = bump.take<T>(groups_out * kSums);
     const auto total = [&](const T* first) {
       double sum = 0;
       for (int64_t g = 0; g < job.groups; ++g) sum += double(first[g * stride]);
@@ -99,7 +99,7 @@ class GradientSweep {
       for (int64_t k = 0; k < block.in; ++k) {
         narrow(total(pointwise + k * groups_out * L + c), d_pointwise[c * block.in + k]);
       }
-      const T* lane = taps + c / L * Taps<T>::kSize + c % L;
+      const T* lane = taps + c / L * kSums + c % L;
       narrow(total(lane + 0 * L), d_time[3 * c]);
       narrow(total(lane + 1 * L), d_freq[3 * c]);
       narrow(total(lane + 2 * L), d_time[3 * c + 1]);
@@ -126,7 +126,7 @@ class GradientSweep {
         dz_(scratch.take<T>(row_size<T>(job.block.out, sizes_.bins))),
         dx_(scratch.take<T>(row_size<T>(job.block.in, sizes_.bins))),
         d_pointwise_(partial.take<T>(job.block.in * groups_ * L)),
-        d_taps_(partial.take<T>(groups_ * Taps<T>::kSize)) {}
+        d_taps_(partial.take<T>(groups_ * kSums)) {}
 
   void run_span(int64_t n, int64_t index) {
     const int64_t frames = sizes_.frames, reach = sizes_.reach_t;
@@ -181,7 +181,7 @@ class GradientSweep {
       const Cross<T> z = cross(z_, t, g);
       T* dy_group = dy + g * dy_.group_stride();
       if (job_.block.relu) {
-        const Taps<T> taps = Taps<T>::read(packed_.taps + g * Taps<T>::kSize);
+        const auto taps = SeparateTaps<T>::read(packed_.taps + g * SeparateTaps<T>::kSize);
         const T* from = pooled_ + g * blocked_stride<T>(bins_out);
         for (int64_t f = 0; f < sizes_.bins; ++f) {
           if (!used || f / pool >= bins_out) {
@@ -192,7 +192,7 @@ class GradientSweep {
           store(dy_group + f * L, y <= zero ? zero : full);
         }
       }
-      if (own) add_tap_gradients(z, dy_group, d_taps_ + g * Taps<T>::kSize);
+      if (own) add_tap_gradients(z, dy_group, d_taps_ + g * kSums);
     }
   }
 
@@ -214,9 +214,9 @@ class GradientSweep {
   }
 
   void find_dz(int64_t t) {
-    const Cross<T> dy = cross(dy_, t, 0);
-    pooled_cross<T, 1, false>(packed_.flipped, groups_, &dy, dy_.group_stride(), 1, sizes_.bins,
-                              dz_, stride_);
+    turned_cross<T>(packed_.taps, groups_, cross(dy_, t, 0), t >= sizes_.reach_t,
+                    t + sizes_.reach_t < sizes_.frames, dy_.group_stride(), sizes_.bins, dz_,
+                    stride_);
   }
 
   Cross<T> cross(const Ring<T>& ring, int64_t t, int64_t group) const {
@@ -232,7 +232,7 @@ class GradientSweep {
   Load<S> load_;
   Ring<T> z_, dy_;
   T *pooled_, *dz_, *dx_;
-  T *d_pointwise_, *d_taps_;  // sums: [in][groups][L], and laid out as Taps
+  T *d_pointwise_, *d_taps_;  // [in][groups][L], and kSums a group
   int64_t n_ = 0, own_begin_ = 0, own_end_ = 0, pooled_row_ = -1;
 };
 

@@ -18,7 +18,9 @@
 #include "../parts/scratch.h"
 #include "../parts/seams.h"
 #include "../parts/vec.h"
+#include "limit.h"
 #include "load.h"
+#include "packed.h"
 #include "sizes.h"
 #include "spans.h"
 
@@ -30,22 +32,13 @@ class InferSweep {
   using T = Compute<S>;
   static constexpr int64_t L = kLanes<T>;
 
-  struct Packed {
-    Packed(Bump& bump, const Block& block)
-        : panels{nullptr, dot ? ceil_div(block.in, 2) : block.in, block.out},
-          taps(bump.take<T>(ceil_div(block.out, L) * Taps<T>::kSize)) {
-      panels.base = bump.take<T>(Panels<T>::size(panels.in, panels.out));
-    }
-
-    Panels<T> panels;
-    T* taps;
-  };
-
   struct Stage : Sizes {
-    Stage(const Sizes& sizes, Bump& weights, Bump& scratch)
+    Stage(const Sizes& sizes, bool separate, Bump& weights, Bump& scratch)
         : Sizes(sizes),
-          batch(!lone && block.relu && block.pool == 2 && reach_t == 2 && reach_f == 2 ? 2 : 1),
-          packed(weights, block),
+          batch(!lone && !separate && block.relu && block.pool == 2 && reach_t == 2 && reach_f == 2
+                    ? 2
+                    : 1),
+          packed(weights, block, separate),
           z(scratch,
             least(most(batch * block.pool + 2 * reach_t, 2 * block.pool + reach_t), frames),
             lone ? 1 : block.out, bins, frames, reach_f, lone ? 1 : L),
@@ -62,7 +55,7 @@ class InferSweep {
     }
 
     int64_t batch;  // how many pooled rows are finished at once, if there are as many
-    Packed packed;
+    Packed<S, dot> packed;
     // Of z, or of x if lone. As many rows as the pooled rows finished at once reach; or, where a
     // span starts, as it may take (reach + 2 pool - 1) with the first of its own.
     Ring<T> z;
@@ -85,32 +78,20 @@ class InferSweep {
  public:
   static size_t weights_bytes(const Infer& job) {
     Bump bump(nullptr);
-    for (int64_t i = 0; i < job.num_blocks; ++i) Packed(bump, job.blocks[i]);
+    bump.take<T>(1);
+    for (int64_t i = 0; i < job.num_blocks; ++i) Packed<S, dot>(bump, job.blocks[i], job.separate);
     return bump.used();
   }
 
   static void pack(const Infer& job, void* buffer) {
     Bump bump(buffer);
+    Limit<S> limit;
+    T* at = bump.take<T>(1);
     for (int64_t i = 0; i < job.num_blocks; ++i) {
-      const Block& block = job.blocks[i];
-      const Packed packed(bump, block);
-      const S* p = static_cast<const S*>(block.pointwise);
-      if constexpr (dot) {
-        packed.panels.pack_each([&](int64_t o, int64_t k) {
-          BFloat16 low, high = {0};
-          narrow(widen(p[o * block.in + 2 * k]), low);
-          if (2 * k + 1 < block.in) narrow(widen(p[o * block.in + 2 * k + 1]), high);
-          return float_of(uint32_t{high.bits} << 16 | low.bits);
-        });
-      } else {
-        packed.panels.pack(p, block.in, 1);
-      }
-      // A lone input channel's pointwise weights go into the taps, and so does what the sum over a
-      // pooling window is divided by.
-      Taps<T>::template pack<S>(
-          block, packed.taps, [&](int64_t c) { return block.in == 1 ? widen(p[c]) : T(1); },
-          T(1) / T(block.pool * block.pool));
+      Packed<S, dot>(bump, job.blocks[i], job.separate).pack(job.blocks[i], job.separate);
+      limit.add(job.blocks[i]);
     }
+    *at = limit.value();
   }
 
   static size_t scratch_bytes(const Infer& job) {
@@ -119,7 +100,7 @@ class InferSweep {
     return scratch.used();
   }
 
-  static void run(const Infer& job, const void* weights, void* scratch, void* seams, int64_t clip,
+  static bool run(const Infer& job, const void* weights, void* scratch, void* seams, int64_t clip,
                   int64_t span) {
     Bump packed(const_cast<void*>(weights)), bump(scratch);
     InferSweep sweep(job, packed, bump);
@@ -128,7 +109,7 @@ class InferSweep {
     } else {
       sweep.plan_alone(span);
     }
-    sweep.run_span(clip);
+    return sweep.run_span(clip);
   }
 
   static size_t seams_bytes(const Infer& job) {
@@ -151,17 +132,23 @@ class InferSweep {
   InferSweep(const Infer& job, Bump& weights, Bump& scratch)
       : job_(job),
         spans_(job.spans),
+        limit_(weights.take<T>(1)),
         stages_(scratch.take<Stage>(job.num_blocks)),
-        load_(job.input, job.blocks[0].in == 1 || (job.input.x.c != 1 && !dot), scratch) {
+        load_(job.input, (job.blocks[0].in == 1 && !job.separate) || (job.input.x.c != 1 && !dot),
+              scratch) {
     each_sizes([&](int64_t i, const Sizes& sizes) {
-      const Stage stage(sizes, weights, scratch);
+      const Stage stage(sizes, job_.separate, weights, scratch);
       if (stages_ != nullptr) new (stages_ + i) Stage(stage);
     });
   }
 
   template <class F>
   void each_sizes(F f) const {
-    each_block(job_.blocks, job_.num_blocks, job_.input.frames, job_.input.bins, f);
+    each_block(job_.blocks, job_.num_blocks, job_.input.frames, job_.input.bins,
+               [&](int64_t i, Sizes sizes) {
+                 sizes.lone &= !job_.separate;
+                 f(i, sizes);
+               });
   }
 
   // All seams, in the order of their buffer: f(number of the span above, stage, whether that span
@@ -171,7 +158,7 @@ class InferSweep {
     Bump none(nullptr);
     for (int64_t k = 1; k < spans_.count(); ++k) {
       each_sizes([&](int64_t i, const Sizes& sizes) {
-        const int64_t size = Stage(sizes, none, none).z.row_size();
+        const int64_t size = Stage(sizes, job_.separate, none, none).z.row_size();
         const Gap gap = spans_.gap(sizes, k, i);
         f(k, i, 0, Seam<T>(bump, gap.below, gap.at, size));
         f(k, i, 1, Seam<T>(bump, gap.at, gap.above, size));
@@ -217,7 +204,11 @@ class InferSweep {
     stage.left = share.stop - share.first;
   }
 
-  void run_span(int64_t n) {
+  // Whether x was within the limit for merged taps, in the rows that the clip's output reaches:
+  // others, some cuts into spans never load.
+  bool run_span(int64_t n) {
+    bool right = true;
+    const int64_t reached = Spans::reached(stages_, job_.num_blocks);
     for (int64_t i = 0; i < job_.num_blocks; ++i) stages_[i].z.clear();
     const Stage& first = stages_[0];
     look_ahead(n);
@@ -226,11 +217,17 @@ class InferSweep {
       const bool last = i + 1 == first.end - first.begin;
       x_ahead_ = last ? Ahead() : load_.ahead(n, t + step_, first.steps_in());
       if (first.lone) x_ahead_.step();  // at once: there is no product to spread it over
-      load_.row(n, t, [&](auto row) { push(0, n, t, row); }, first.lone ? first.z[t] : nullptr);
+      const auto take = [&](auto row) {
+        right = right &&
+                (job_.separate || t >= reached || within(row, first.block.in, first.bins, *limit_));
+        push(0, n, t, row);
+      };
+      load_.row(n, t, take, first.lone ? first.z[t] : nullptr);
     }
     for (int64_t i = 0; i < job_.num_blocks; ++i) {
       cross_seam(i, n, step_ > 0 ? 1 : 0, true);
     }
+    return right;
   }
 
   // Takes the rows beyond a seam; at the end of the span they let the stage's last rows finish.
@@ -330,7 +327,11 @@ class InferSweep {
       stage.window[i] = {stage.z[t - d], stage.z[t], stage.z[t + d],
                          stage.reach_f * (stage.lone ? 1 : L)};
     }
-    if (!stage.block.relu) {
+    if (job_.separate) {
+      const auto cross = stage.block.relu ? separate_cross<T, true> : separate_cross<T, false>;
+      cross(stage.packed.taps, ceil_div(stage.block.out, L), stage.window, stage.z.group_stride(),
+            pool, stage.bins_out, stage.y, blocked_stride<T>(stage.bins_out));
+    } else if (!stage.block.relu) {
       finish<1, false>(stage);
     } else if (pool == 1) {
       finish<1, true>(stage);
@@ -364,6 +365,7 @@ class InferSweep {
 
   const Infer& job_;
   Spans spans_;
+  const T* limit_;
   Stage* stages_;
   Load<S> load_;
   int64_t step_ = 1;  // along time

@@ -44,6 +44,14 @@ class Spans {
             least(stop * sizes.block.pool + sizes.reach_t, sizes.frames), first, stop};
   }
 
+  // How many rows of the input the output of all blocks reaches, from the first one on.
+  template <class S>
+  static int64_t reached(const S* sizes, int64_t num_blocks) {
+    int64_t rows = sizes[num_blocks - 1].frames_out;
+    for (int64_t i = num_blocks - 1; i >= 0; --i) rows = alone(sizes[i], 0, rows).end;
+    return rows;
+  }
+
   // At the cut between spans k - 1 and k in the map that goes into block i.
   Gap gap(const Sizes& sizes, int64_t k, int64_t i) const {
     const int64_t at = cut(sizes.frames, k, i);

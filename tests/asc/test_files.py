@@ -68,12 +68,13 @@ def test_links_are_followed_and_permissions_stay(tmp_path: Path) -> None:
 def test_what_is_no_regular_file_is_written_through(tmp_path: Path) -> None:
     pipe, read = tmp_path / "pipe", []
     os.mkfifo(pipe)
-    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
     reader.start()
     check_file(pipe)
     write_json(pipe, {"a": 1})
+    assert pipe.is_fifo()  # else the reader waits for ever, and /dev/null below is in danger
     reader.join()
-    assert json.loads(read[0]) == {"a": 1} and pipe.is_fifo()
+    assert json.loads(read[0]) == {"a": 1}
     (tmp_path / "null").symlink_to("/dev/null")  # not itself: the tests may run as root
     write_json(tmp_path / "null", {})
     assert Path("/dev/null").is_char_device() and (tmp_path / "null").is_symlink()

@@ -18,21 +18,25 @@ from benchmarks.gpu import correctness, layers, network, report, timing
 from benchmarks.gpu.correctness import Shape
 from benchmarks.gpu.results import Case, Results
 from benchmarks.gpu.worker import START, cases
+from fastsep.kernels import interpreted
 from fastsep.testing import gradient_bounds, random_walk, share_of_bound
 
 ROOT = Path(__file__).parents[2]
 SHAPES = [Shape(1, 10, 9, 20), Shape(24, 10, 8, 13)]
 ODD = [Shape(20, 12, 9, 16), Shape(3, 5, 1, 7, 1, 1), Shape(2, 4, 6, 1, 3, 1),
        Shape(3, 5, 4, 4, batch=0)]  # fmt: skip
-CHECKS = correctness.cases("cpu", SHAPES, ODD, frames=32, compiler="aot_eager")
+FRAMES = 16 if interpreted() else 32  # of which the network leaves one, or two
+CHECKS = correctness.cases("cpu", SHAPES, ODD, frames=FRAMES, compiler="aot_eager")
 
 
 def _check(case: Case) -> Any:
-    """To bfloat16 the interpreter truncates, which these bounds do not allow for."""
+    """To bfloat16 the interpreter truncates, which these bounds do not allow for; of TF32 it knows
+    nothing, so the slow stack is the IEEE one again."""
     truncated = case.name == "autocast" or (
         case.name.endswith("bf16") and case.name.startswith(("operator", "block"))
     )
-    return pytest.param(case, id=case.name, marks=() if truncated else pytest.mark.interpreted)
+    elsewhere = truncated or case.name == "stack under masks, TF32"
+    return pytest.param(case, id=case.name, marks=() if elsewhere else pytest.mark.interpreted)
 
 
 @pytest.mark.parametrize("check", [_check(case) for case in CHECKS])

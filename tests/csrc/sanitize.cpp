@@ -1,6 +1,7 @@
 // Runs every kernel on awkward shapes with buffers of exactly the right size, for a build with
 // -fsanitize=address,undefined or -fsanitize=thread to watch, and checks that spans of time that
 // run together give the bits of whole clips. Usage: sanitize SEED
+// FASTSEP_AVX512: the builds for AVX-512 are linked too; they take as long to compile as the rest.
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -262,11 +263,13 @@ int main(int, char** argv) {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     builds.push_back(&kernels_avx2());
   }
+#if defined(FASTSEP_AVX512)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
     builds.push_back(&kernels_avx512());
     builds.push_back(&kernels_avx512bf16());  // with emulated_bf16.h
   }
+#endif
 #endif
   const struct {
     DType dtype;

@@ -12,21 +12,32 @@ FLAGS = ["-std=c++20", "-Og", "-g1", "-Wno-psabi", "-fsanitize=address,undefined
          "-fno-sanitize-recover=all"]  # fmt: skip
 
 
+def has_avx512() -> bool:
+    """Whether the compiler sees a machine that runs what sanitize.cpp would ask for."""
+    command = ["g++", "-march=native", "-dM", "-E", "-x", "c++", "/dev/null"]
+    macros = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return all(f"__AVX512{part}__" in macros for part in ("F", "DQ", "BW", "VL"))
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ and its sanitizers")
 def test_kernels_are_clean(tmp_path: Path) -> None:
+    """Those that this machine runs: of the others no more than the syntax is looked at."""
     sources = [ROOT / "tests/csrc/sanitize.cpp", *sorted((ROOT / "csrc/cpu").glob("isa_*.cpp"))]
     assert len(sources) == 5
+    wide = has_avx512()
 
-    def compile_one(source: Path) -> Path:
-        target = tmp_path / f"{source.stem}.o"
-        emulated = (
-            ["-include", ROOT / "tests/csrc/emulated_bf16.h"] if "bf16" in source.stem else []
-        )
-        subprocess.run(["g++", *FLAGS, *emulated, "-c", source, "-o", target], check=True)
+    def compile_one(source: Path) -> Path | None:
+        runs = wide or "avx512" not in source.stem
+        target = tmp_path / f"{source.stem}.o" if runs else None
+        output = ["-fsyntax-only"] if target is None else ["-c", "-o", target]
+        options = ["-DFASTSEP_AVX512"] if wide else []
+        if "bf16" in source.stem:
+            options += ["-include", ROOT / "tests/csrc/emulated_bf16.h"]
+        subprocess.run(["g++", *FLAGS, *options, *output, source], check=True)
         return target
 
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, sources))
+        objects = [target for target in pool.map(compile_one, sources) if target is not None]
     program = tmp_path / "sanitize"
     subprocess.run(["g++", "-fsanitize=address,undefined", *objects, "-o", program], check=True)
 

@@ -103,10 +103,67 @@ struct HeadKernels {
   void (*run)(const Head&, void* scratch, int64_t clip);
 };
 
+// A block in training: batch norm, of the batch or frozen, between the cross and ReLU. What
+// backward needs of a block is kept as blocked rows; see parts/kept.h.
+struct TrainBlock {
+  Block block;  // without a bias
+  const void *gamma, *beta;
+  double eps;
+  bool frozen;         // the statistics are given; else they are found
+  double* statistics;  // (2, out): mean and biased variance
+  void* x;             // the block's input; null for the first block
+  void* z;             // null for a first block that is lone
+  // Of the backward pass only.
+  void* grad;    // of the block's output; null for the last block
+  double* sums;  // (2, out): of da and of da (y - mean), where a is what ReLU is applied to
+  void *d_pointwise, *d_time_taps, *d_freq_taps, *d_gamma, *d_beta;  // null: not wanted
+};
+
+// A stack in training, which takes several passes over the maps: statistics are known only after
+// all of a map was seen. Float32 and float64.
+struct Train {
+  DType dtype;
+  Input input;
+  const TrainBlock* blocks;
+  int64_t num_blocks;
+  Map y;   // or its gradient
+  Map dx;  // data is null when it is not wanted, as are these:
+  void *d_scale, *d_shift;
+  int64_t spans, groups;
+};
+
+// A pass over the maps around block i; work is summed in groups as for Gradient.
+struct TrainPass {
+  size_t (*weights_bytes)(const Train&, int64_t i);
+  void (*pack)(const Train&, int64_t i, void* weights);
+  size_t (*scratch_bytes)(const Train&, int64_t i);
+  size_t (*partial_bytes)(const Train&, int64_t i);
+  void (*run)(const Train&, int64_t i, const void* weights, void* scratch, void* partial,
+              int64_t group);
+  void (*finish)(const Train&, int64_t i, void* partials);
+};
+
+struct TrainKernels {
+  int64_t (*x_size)(const Train&, int64_t i);  // elements that a block keeps
+  int64_t (*z_size)(const Train&, int64_t i);
+  int64_t (*grad_size)(const Train&, int64_t i);
+  // Forward: for i from 0 to the number of blocks: block i - 1's output, which is block i's input,
+  // block i's z and, where a clip is a single span, its statistics.
+  TrainPass forward;
+  TrainPass statistics;  // of z, where clips are cut
+  TrainPass lone_statistics;
+  // Backward, from the last block to the first.
+  TrainPass sums;
+  TrainPass backward;
+  TrainPass lone_backward;
+  TrainPass lone_dx;  // after it
+};
+
 // The tables of an instruction set, of which the job's dtype chooses.
 struct Kernels {
   const InferKernels& (*infer)(const Infer&);
   const GradientKernels& (*gradient)(const Gradient&);
+  const TrainKernels& (*train)(const Train&);
   const HeadKernels& (*head)(const Head&);
 };
 

@@ -27,6 +27,24 @@ Gradients sep_conv2d_block_backward(Tensor grad, Tensor x, Tensor pointwise, Ten
                                     Tensor freq_taps, Tensor bias, int64_t dilation, int64_t pool,
                                     bool needs_x);
 
+using TrainResult = std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>>;
+TrainResult sep_conv2d_bn_stack(Tensor x, std::vector<Tensor> pointwise,
+                                std::vector<Tensor> time_taps, std::vector<Tensor> freq_taps,
+                                std::vector<Tensor> gamma, std::vector<Tensor> beta,
+                                std::vector<Tensor> mean, std::vector<Tensor> var,
+                                std::vector<double> eps, std::vector<int64_t> dilation,
+                                std::vector<int64_t> pool, std::optional<Tensor> scale,
+                                std::optional<Tensor> shift, std::optional<Tensor> stripes,
+                                bool save);
+using TrainGradients = std::tuple<Tensor, std::vector<Tensor>, Tensor, Tensor>;
+TrainGradients sep_conv2d_bn_stack_backward(
+    Tensor grad, Tensor x, std::vector<Tensor> pointwise, std::vector<Tensor> time_taps,
+    std::vector<Tensor> freq_taps, std::vector<Tensor> gamma, std::vector<Tensor> beta,
+    std::vector<Tensor> statistics, std::vector<int64_t> frozen, std::vector<double> eps,
+    std::vector<int64_t> dilation, std::vector<int64_t> pool, std::optional<Tensor> scale,
+    std::optional<Tensor> shift, std::optional<Tensor> stripes, std::vector<Tensor> saved,
+    std::vector<int64_t> needs, bool needs_x, bool needs_affine);
+
 Tensor global_pool_mlp(Tensor x, std::vector<Tensor> weight, std::vector<Tensor> bias);
 
 }  // namespace fastsep

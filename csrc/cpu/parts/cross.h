@@ -253,4 +253,25 @@ void turned_cross(const T* packed_taps, int64_t groups, const Cross<T>& dy, bool
   }
 }
 
+// What a row of one group adds to the sums that are the gradients of its taps and bias, laid out as
+// Taps.
+template <class T>
+void add_tap_gradients(const Cross<T>& z, const T* dy, int64_t bins, T* sums) {
+  constexpr int64_t L = kLanes<T>;
+  Vec<T> up = {}, left = {}, centre = {}, right = {}, down = {}, bias = {};
+  for (int64_t f = 0; f < bins * L; f += L) {
+    const Vec<T> v = load(dy + f);
+    up += v * load(z.up + f);
+    left += v * load(z.middle + f - z.reach);
+    centre += v * load(z.middle + f);
+    right += v * load(z.middle + f + z.reach);
+    down += v * load(z.down + f);
+    bias += v;
+  }
+  for (const Vec<T>& sum : {up, left, centre, right, down, bias}) {
+    store(sums, load(sums) + sum);
+    sums += L;
+  }
+}
+
 }  // namespace fastsep::FASTSEP_ISA

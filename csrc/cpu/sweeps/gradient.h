@@ -192,24 +192,7 @@ class GradientSweep {
           store(dy_group + f * L, y <= zero ? zero : full);
         }
       }
-      if (own) add_tap_gradients(z, dy_group, d_taps_ + g * kSums);
-    }
-  }
-
-  void add_tap_gradients(const Cross<T>& z, const T* dy, T* sums) {
-    Vec<T> up = {}, left = {}, centre = {}, right = {}, down = {}, bias = {};
-    for (int64_t f = 0; f < sizes_.bins * L; f += L) {
-      const Vec<T> v = load(dy + f);
-      up += v * load(z.up + f);
-      left += v * load(z.middle + f - z.reach);
-      centre += v * load(z.middle + f);
-      right += v * load(z.middle + f + z.reach);
-      down += v * load(z.down + f);
-      bias += v;
-    }
-    for (const Vec<T>& sum : {up, left, centre, right, down, bias}) {
-      store(sums, load(sums) + sum);
-      sums += L;
+      if (own) add_tap_gradients(z, dy_group, sizes_.bins, d_taps_ + g * kSums);
     }
   }
 

@@ -42,6 +42,15 @@ class Load {
     }
   }
 
+  // Whether a stripe of clip n covers a frame (axis 0) or a bin (axis 1).
+  bool masks(int64_t n, int64_t axis, int64_t position) const {
+    for (int64_t s = 0; s < input_.num_stripes; ++s) {
+      const int32_t* stripe = input_.stripes + (n * input_.num_stripes + s) * 3;
+      if (stripe[0] == axis && position >= stripe[1] && position < stripe[2]) return true;
+    }
+    return false;
+  }
+
   // To fetch row (n, t) in so many steps.
   Ahead ahead(int64_t n, int64_t t, int64_t steps) const {
     return Ahead::rows<S>(input_.x, n, t, 1, input_.channels, input_.bins, steps);

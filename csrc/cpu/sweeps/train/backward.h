@@ -1,0 +1,468 @@
+// The backward passes of a block in training. With a what ReLU is applied to and da its gradient:
+//
+//   sums       of da and of da (y - mean), the gradients of beta and, but for a factor, of gamma
+//   backward   dy = scale da + by_v (y - mean) + constant, both 0 where statistics are frozen; from
+//              it the taps' gradients and dz, and from dz the pointwise weights' and dx
+//
+// y is computed again from the z that was kept, to the bits of the forward pass.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "../../kernels.h"
+#include "../../parts/kept.h"
+#include "../../parts/product.h"
+#include "../../parts/rows.h"
+#include "../../parts/scratch.h"
+#include "../../parts/vec.h"
+#include "../load.h"
+#include "norm.h"
+
+namespace fastsep::FASTSEP_ISA {
+
+// How dy follows from da pool^2 and v = y - mean.
+template <class T>
+struct NormGradient {
+  Vec<T> by_da, by_v, constant;
+
+  static constexpr int64_t kSize = 3 * kLanes<T>;
+
+  FASTSEP_INLINE static NormGradient read(const T* packed) {
+    constexpr int64_t L = kLanes<T>;
+    return {load(packed), load(packed + L), load(packed + 2 * L)};
+  }
+
+  struct Terms {
+    double scale, by_v, constant;
+  };
+
+  static Terms terms(const Train& job, int64_t i, int64_t c) {
+    const TrainBlock& b = job.blocks[i];
+    const Norm norm = norm_of<T>(b, c);
+    const Sizes sizes = sizes_of(job, i);
+    const double count = double(job.input.clips) * double(sizes.frames * sizes.bins);
+    if (b.frozen || count == 0) return {norm.scale(), 0, 0};
+    return {norm.scale(), -norm.scale() * norm.rstd * norm.rstd * b.sums[b.block.out + c] / count,
+            -norm.scale() * b.sums[c] / count};
+  }
+
+  static void pack(const Train& job, int64_t i, T* to) {
+    constexpr int64_t L = kLanes<T>;
+    const Block& block = job.blocks[i].block;
+    const double share = 1.0 / double(block.pool * block.pool);
+    for (int64_t c = 0; c < ceil_div(block.out, L) * L; ++c) {
+      const Terms t = c < block.out ? terms(job, i, c) : Terms{0, 0, 0};
+      T* lane = to + c / L * kSize + c % L;
+      lane[0] = T(t.scale * share);
+      lane[L] = T(t.by_v);
+      lane[2 * L] = T(t.constant);
+    }
+  }
+};
+
+// Rows of the gradient of a block's output: the job's, or what the block behind it has left.
+template <class T>
+class OutputGradient {
+ public:
+  OutputGradient(const Train& job, int64_t i, int64_t rows, Bump& scratch)
+      : job_(job),
+        sizes_(sizes_of(job, i)),
+        kept_(kept_grad<T>(job, i)),
+        is_kept_(i + 1 < job.num_blocks),
+        rows_(is_kept_ ? nullptr : scratch.take<T>(rows * kept_.row_size())) {}
+
+  int64_t group_stride() const { return kept_.group_stride(); }
+
+  // slot: which of the buffer's rows may be overwritten.
+  const T* row(int64_t n, int64_t t, int64_t slot = 0) const {
+    if (is_kept_) return kept_.row(n, t);
+    T* row = rows_ + slot * kept_.row_size();
+    load_blocked<T>(job_.y, n, t, sizes_.block.out, sizes_.bins_out, row, group_stride());
+    return row;
+  }
+
+ private:
+  const Train& job_;
+  Sizes sizes_;
+  Kept<T> kept_;
+  bool is_kept_;
+  T* rows_;
+};
+
+// z of a block, as its cross reads it.
+template <class T>
+class KeptCross {
+ public:
+  KeptCross(const Train& job, int64_t i, Bump& scratch)
+      : sizes_(sizes_of(job, i)), z_(kept_z<T>(job, i)), outside_(scratch.take<T>(z_.row_size())) {}
+
+  void clear() const { std::memset(outside_, 0, size_t(z_.row_size()) * sizeof(T)); }
+  int64_t group_stride() const { return z_.group_stride(); }
+
+  Cross<T> operator()(int64_t n, int64_t t) const {
+    return {row(n, t - sizes_.reach_t), row(n, t), row(n, t + sizes_.reach_t),
+            sizes_.reach_f * kLanes<T>};
+  }
+
+ private:
+  const T* row(int64_t n, int64_t t) const {
+    return t < 0 || t >= sizes_.frames ? outside_ + sizes_.reach_f * kLanes<T> : z_.row(n, t);
+  }
+
+  Sizes sizes_;
+  Kept<T> z_;
+  T* outside_;
+};
+
+template <class T>
+class TrainSums {
+  static constexpr int64_t L = kLanes<T>;
+
+ public:
+  static size_t weights_bytes(const Train& job, int64_t i) {
+    return size_t(ceil_div(job.blocks[i].block.out, L) * NormTaps<T>::kSize) * sizeof(T);
+  }
+
+  static void pack(const Train& job, int64_t i, void* buffer) {
+    NormTaps<T>::pack(job.blocks[i], static_cast<T*>(buffer));
+  }
+
+  static size_t scratch_bytes(const Train& job, int64_t i) {
+    Bump scratch(nullptr);
+    TrainSums(job, i, nullptr, scratch, nullptr);
+    return scratch.used();
+  }
+
+  static size_t partial_bytes(const Train& job, int64_t i) {
+    return size_t(2 * ceil_div(job.blocks[i].block.out, L) * ceil_div(L, 8) * 8) * sizeof(double);
+  }
+
+  static void run(const Train& job, int64_t i, const void* weights, void* scratch, void* partial,
+                  int64_t group) {
+    Bump bump(scratch);
+    TrainSums pass(job, i, static_cast<const T*>(weights), bump, static_cast<double*>(partial));
+    pass.z_.clear();
+    std::memset(partial, 0, partial_bytes(job, i));
+    const Sizes& sizes = pass.sizes_;
+    const int64_t items = job.input.clips * job.spans, pool = sizes.block.pool;
+    for (int64_t k = items * group / job.groups; k < items * (group + 1) / job.groups; ++k) {
+      const int64_t span = k % job.spans;
+      for (int64_t t = sizes.frames_out * span / job.spans;
+           t < sizes.frames_out * (span + 1) / job.spans; ++t) {
+        const auto add =
+            pool == 2 ? &TrainSums::template add_rows<2> : &TrainSums::template add_rows<0>;
+        (pass.*add)(k / job.spans, t);
+      }
+    }
+  }
+
+  static void finish(const Train& job, int64_t i, void* partials) {
+    const TrainBlock& b = job.blocks[i];
+    const int64_t lanes = ceil_div(b.block.out, L) * L;
+    const double share = 1.0 / double(b.block.pool * b.block.pool);
+    for (int64_t c = 0; c < b.block.out; ++c) {
+      double sums[2] = {};
+      for (int64_t g = 0; g < job.groups; ++g) {
+        const double* partial = reinterpret_cast<const double*>(static_cast<const char*>(partials) +
+                                                                size_t(g) * partial_bytes(job, i));
+        sums[0] += partial[c];
+        sums[1] += partial[lanes + c];
+      }
+      b.sums[c] = share * sums[0];
+      b.sums[b.block.out + c] = share * sums[1];
+      if (b.d_beta != nullptr) static_cast<T*>(b.d_beta)[c] = T(b.sums[c]);
+      if (b.d_gamma != nullptr) {
+        static_cast<T*>(b.d_gamma)[c] = T(norm_of<T>(b, c).rstd * b.sums[b.block.out + c]);
+      }
+    }
+  }
+
+ private:
+  TrainSums(const Train& job, int64_t i, const T* weights, Bump& scratch, double* sums)
+      : sizes_(sizes_of(job, i)),
+        groups_(ceil_div(sizes_.block.out, L)),
+        taps_(weights),
+        z_(job, i, scratch),
+        grad_(job, i, 1, scratch),
+        window_(scratch.take<Cross<T>>(sizes_.block.pool)),
+        sums_(sums) {}
+
+  // Of the rows under row t of the output.
+  template <int P>
+  void add_rows(int64_t n, int64_t t) {
+    const int64_t p = P > 0 ? P : sizes_.block.pool;
+    for (int64_t i = 0; i < p; ++i) window_[i] = z_(n, t * p + i);
+    const T* grad = grad_.row(n, t);
+    const Vec<T> zero = {};
+    for (int64_t g = 0; g < groups_; ++g, grad += grad_.group_stride()) {
+      const NormTaps<T> norm = NormTaps<T>::read(taps_ + g * NormTaps<T>::kSize);
+      Vec<T> sum = {}, by_v = {};
+      for (int64_t f = 0; f < sizes_.bins_out; ++f) {
+        const Vec<T> full = load(grad + f * L);
+        for (int64_t i = 0; i < p; ++i) {
+          for (int64_t k = 0; k < p; ++k) {
+            const Vec<T> v = norm.taps.apply(window_[i], g * z_.group_stride() + (f * p + k) * L);
+            const Vec<T> da = norm.a(v) <= zero ? zero : full;
+            sum += da;
+            by_v += da * v;
+          }
+        }
+      }
+      for (int64_t l = 0; l < L; ++l) {
+        sums_[g * L + l] += double(sum[l]);
+        sums_[(groups_ + g) * L + l] += double(by_v[l]);
+      }
+    }
+  }
+
+  Sizes sizes_;
+  int64_t groups_;
+  const T* taps_;
+  KeptCross<T> z_;
+  OutputGradient<T> grad_;
+  Cross<T>* window_;
+  double* sums_;
+};
+
+template <class T>
+class TrainBackward {
+  static constexpr int64_t L = kLanes<T>;
+
+  struct Packed {
+    Packed(Bump& bump, const Block& block)
+        : panels{bump.take<T>(Panels<T>::size(block.out, block.in)), block.out, block.in},
+          norm(bump.take<T>(ceil_div(block.out, L) * NormTaps<T>::kSize)),
+          gradient(bump.take<T>(ceil_div(block.out, L) * NormGradient<T>::kSize)),
+          taps(bump.take<T>(ceil_div(block.out, L) * Taps<T>::kSize)),
+          flipped(bump.take<T>(ceil_div(block.out, L) * Taps<T>::kSize)) {}
+
+    Panels<T> panels;
+    T *norm, *gradient, *taps, *flipped;
+  };
+
+ public:
+  static size_t weights_bytes(const Train& job, int64_t i) {
+    Bump bump(nullptr);
+    Packed(bump, job.blocks[i].block);
+    return bump.used();
+  }
+
+  static void pack(const Train& job, int64_t i, void* buffer) {
+    Bump bump(buffer);
+    const TrainBlock& b = job.blocks[i];
+    const Packed packed(bump, b.block);
+    packed.panels.pack(static_cast<const T*>(b.block.pointwise), 1, b.block.in);
+    NormTaps<T>::pack(b, packed.norm);
+    NormGradient<T>::pack(job, i, packed.gradient);
+    Taps<T>::template pack<T>(b.block, packed.taps, [](int64_t) { return T(1); });
+    Taps<T>::flip(packed.taps, ceil_div(b.block.out, L), packed.flipped);
+  }
+
+  static size_t scratch_bytes(const Train& job, int64_t i) {
+    Bump weights(nullptr), scratch(nullptr), partial(nullptr);
+    TrainBackward(job, i, weights, scratch, partial);
+    return scratch.used();
+  }
+
+  static size_t partial_bytes(const Train& job, int64_t i) {
+    Bump weights(nullptr), scratch(nullptr), partial(nullptr);
+    TrainBackward(job, i, weights, scratch, partial);
+    return partial.used();
+  }
+
+  static void run(const Train& job, int64_t i, const void* weights, void* scratch, void* partial,
+                  int64_t group) {
+    Bump packed(const_cast<void*>(weights)), bump(scratch), sums(partial);
+    TrainBackward pass(job, i, packed, bump, sums);
+    if (sums.used() > 0) std::memset(partial, 0, sums.used());
+    pass.z_.clear();
+    pass.dy_.clear();
+    const int64_t items = job.input.clips * job.spans;
+    for (int64_t k = items * group / job.groups; k < items * (group + 1) / job.groups; ++k) {
+      pass.run_span(k / job.spans, k % job.spans);
+    }
+  }
+
+  // Adds the groups' sums in their order and rounds once.
+  static void finish(const Train& job, int64_t i, void* partials) {
+    const TrainBlock& b = job.blocks[i];
+    const int64_t groups_out = ceil_div(b.block.out, L), in = b.block.in;
+    const size_t stride = partial_bytes(job, i);
+    Bump weights(nullptr), scratch(nullptr), sums(partials);
+    const TrainBackward first(job, i, weights, scratch, sums);
+    const auto total = [&](const auto* p) {
+      double sum = 0;
+      for (int64_t g = 0; g < job.groups; ++g) {
+        sum += double(
+            *reinterpret_cast<decltype(p)>(reinterpret_cast<const char*>(p) + size_t(g) * stride));
+      }
+      return sum;
+    };
+    if (b.d_pointwise != nullptr) {
+      T* to = static_cast<T*>(b.d_pointwise);
+      for (int64_t c = 0; c < b.block.out; ++c) {
+        for (int64_t k = 0; k < in; ++k) {
+          to[c * in + k] = T(total(first.d_pointwise_ + k * groups_out * L + c));
+        }
+      }
+    }
+    if (b.d_time_taps != nullptr) {
+      T *time = static_cast<T*>(b.d_time_taps), *freq = static_cast<T*>(b.d_freq_taps);
+      for (int64_t c = 0; c < b.block.out; ++c) {
+        const T* lane = first.d_taps_ + c / L * Taps<T>::kSize + c % L;
+        time[3 * c] = T(total(lane));
+        freq[3 * c] = T(total(lane + L));
+        time[3 * c + 1] = freq[3 * c + 1] = T(total(lane + 2 * L));
+        freq[3 * c + 2] = T(total(lane + 3 * L));
+        time[3 * c + 2] = T(total(lane + 4 * L));
+      }
+    }
+    if (i == 0 && job.d_scale != nullptr) {
+      for (int64_t f = 0; f < job.input.bins; ++f) {
+        static_cast<T*>(job.d_scale)[f] = T(total(first.d_scale_ + f));
+        static_cast<T*>(job.d_shift)[f] = T(total(first.d_shift_ + f));
+      }
+    }
+  }
+
+ private:
+  TrainBackward(const Train& job, int64_t i, Bump& weights, Bump& scratch, Bump& partial)
+      : job_(job),
+        index_(i),
+        b_(job.blocks[i]),
+        wants_affine_(i == 0 && job.d_scale != nullptr),
+        wants_dx_(i > 0 ? job.blocks[i - 1].grad != nullptr
+                        : job.dx.data != nullptr || wants_affine_),
+        sizes_(sizes_of(job, i)),
+        groups_(ceil_div(sizes_.block.out, L)),
+        stride_(blocked_stride<T>(sizes_.bins)),
+        packed_(weights, sizes_.block),
+        load_(job.input, i > 0 || job.input.x.c != 1, scratch),
+        z_(job, i, scratch),
+        grad_(job, i, 1, scratch),
+        dy_(scratch, least(2 * sizes_.reach_t + 1, sizes_.frames), sizes_.block.out, sizes_.bins,
+            sizes_.frames, sizes_.reach_f),
+        dz_(scratch.take<T>(row_size<T>(sizes_.block.out, sizes_.bins))),
+        dx_(scratch.take<T>(row_size<T>(sizes_.block.in, sizes_.bins))),
+        d_pointwise_(
+            partial.take<T>(b_.d_pointwise == nullptr ? 0 : sizes_.block.in * groups_ * L)),
+        d_taps_(partial.take<T>(groups_ * Taps<T>::kSize)),
+        d_scale_(partial.take<double>(wants_affine_ ? sizes_.bins : 0)),
+        d_shift_(partial.take<double>(wants_affine_ ? sizes_.bins : 0)) {
+    if (i > 0) {
+      x_ = kept_x<T>(job, i);
+      if (wants_dx_) into_ = kept_grad<T>(job, i - 1);
+    }
+  }
+
+  void run_span(int64_t n, int64_t span) {
+    const int64_t frames = sizes_.frames, reach = sizes_.reach_t;
+    own_begin_ = frames * span / job_.spans;
+    own_end_ = frames * (span + 1) / job_.spans;
+    grad_row_ = -1;
+    int64_t next = most(own_begin_ - reach, 0);
+    for (int64_t t = own_begin_; t < own_end_; ++t) {
+      for (; next < least(t + reach + 1, frames); ++next) find_dy(n, next);
+      const Cross<T> dy{dy_[t - reach], dy_[t], dy_[t + reach], sizes_.reach_f * L};
+      pooled_cross<T, 1, false>(packed_.flipped, groups_, &dy, dy_.group_stride(), 1, sizes_.bins,
+                                dz_, stride_);
+      if (b_.d_pointwise != nullptr) with_x(n, t);
+      if (wants_dx_) find_dx(n, t);
+    }
+  }
+
+  void find_dy(int64_t n, int64_t t) {
+    const int64_t pool = sizes_.block.pool;
+    const bool used = t / pool < sizes_.frames_out;  // else pooling dropped the row
+    if (used && t / pool != grad_row_) {
+      grad_row_ = t / pool;
+      grad_data_ = grad_.row(n, grad_row_);
+    }
+    const Cross<T> z = z_(n, t);
+    const bool own = t >= own_begin_ && t < own_end_;
+    const auto find =
+        pool == 2 ? &TrainBackward::template find_group<2> : &TrainBackward::template find_group<0>;
+    for (int64_t g = 0; g < groups_; ++g) {
+      const Cross<T> of_group = z.from(g * z_.group_stride());
+      T* dy = dy_[t] + g * dy_.group_stride();
+      (this->*find)(g, of_group, used ? grad_data_ + g * grad_.group_stride() : nullptr, dy);
+      if (own) add_tap_gradients(of_group, dy, sizes_.bins, d_taps_ + g * Taps<T>::kSize);
+    }
+  }
+
+  template <int P>
+  void find_group(int64_t g, const Cross<T>& z, const T* grad, T* dy) {
+    const int64_t p = P > 0 ? P : sizes_.block.pool;
+    const NormTaps<T> norm = NormTaps<T>::read(packed_.norm + g * NormTaps<T>::kSize);
+    const auto back = NormGradient<T>::read(packed_.gradient + g * NormGradient<T>::kSize);
+    const Vec<T> zero = {};
+    int64_t at = 0;
+    for (int64_t f = 0; grad != nullptr && f < sizes_.bins_out; ++f) {
+      const Vec<T> full = load(grad + f * L) * back.by_da;
+      for (int64_t k = 0; k < p; ++k, at += L) {
+        const Vec<T> v = norm.taps.apply(z, at);
+        store(dy + at, (norm.a(v) <= zero ? zero : full) + (back.constant + back.by_v * v));
+      }
+    }
+    for (; at < sizes_.bins * L; at += L) {
+      store(dy + at, back.constant + back.by_v * norm.taps.apply(z, at));
+    }
+  }
+
+  void with_x(int64_t n, int64_t t) {
+    const auto add = [&](auto x) {
+      correlate(x, sizes_.block.in, dz_, stride_, sizes_.block.out, sizes_.bins, d_pointwise_);
+    };
+    if (index_ == 0) {
+      load_.row(n, t, add);
+    } else {
+      add(Blocked<T>{x_.row(n, t), stride_});
+    }
+  }
+
+  void find_dx(int64_t n, int64_t t) {
+    T* to = index_ == 0 ? dx_ : into_.row(n, t);
+    project(Blocked<T>{dz_, stride_}, sizes_.bins, packed_.panels, to, stride_, [] {});
+    if (index_ > 0) return;
+    const Input& input = job_.input;
+    const bool masked = load_.masks(n, 0, t);
+    const T* x = row_of<T>(input.x, n, t);
+    for (int64_t f = 0; f < sizes_.bins; ++f) {
+      const bool none = masked || load_.masks(n, 1, f);
+      for (int64_t c = 0; c < sizes_.block.in; ++c) {
+        T& dx = to[c / L * stride_ + f * L + c % L];
+        if (none) dx = 0;
+        if (wants_affine_ && !none) {
+          d_scale_[f] += double(dx) * double(x[c * input.x.c + f * input.x.f]);
+          d_shift_[f] += double(dx);
+        }
+        if (input.scale != nullptr) dx *= static_cast<const T*>(input.scale)[f];
+      }
+    }
+    if (job_.dx.data != nullptr) {
+      store_blocked<T>(to, stride_, job_.dx, n, t, sizes_.block.in, sizes_.bins);
+    }
+  }
+
+  const Train& job_;
+  int64_t index_;
+  const TrainBlock& b_;
+  bool wants_affine_, wants_dx_;
+  Sizes sizes_;
+  int64_t groups_, stride_;
+  Packed packed_;
+  Load<T> load_;
+  KeptCross<T> z_;
+  OutputGradient<T> grad_;
+  Ring<T> dy_;
+  T *dz_, *dx_;
+  T *d_pointwise_, *d_taps_;  // sums: [in][groups][L], and laid out as Taps
+  double *d_scale_, *d_shift_;
+  Kept<T> x_, into_;
+  const T* grad_data_ = nullptr;
+  int64_t own_begin_ = 0, own_end_ = 0, grad_row_ = -1;
+};
+
+}  // namespace fastsep::FASTSEP_ISA

@@ -1,0 +1,242 @@
+// The forward passes of a stack in training. Pass i makes block i's input from block i - 1's z,
+// whose statistics are now known, and from it block i's z; both are kept for backward. Behind it,
+// along time, come the statistics of block i. Behind the last block a pass makes the output.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+
+#include "../../kernels.h"
+#include "../../parts/kept.h"
+#include "../../parts/product.h"
+#include "../../parts/rows.h"
+#include "../../parts/scratch.h"
+#include "../../parts/vec.h"
+#include "../load.h"
+#include "lone.h"
+#include "norm.h"
+
+namespace fastsep::FASTSEP_ISA {
+
+template <class T>
+class TrainForward {
+  static constexpr int64_t L = kLanes<T>;
+
+  struct Packed {
+    Packed(Bump& bump, const Train& job, int64_t i)
+        : before(i == 0                ? nullptr
+                 : is_lone(job, i - 1) ? bump.take<T>(groups(job, i - 1) * Taps<T>::kSize)
+                                       : bump.take<T>(groups(job, i - 1) * NormTaps<T>::kSize)) {
+      if (i == job.num_blocks) return;
+      const Block& block = job.blocks[i].block;
+      panels = {bump.take<T>(Panels<T>::size(block.in, block.out)), block.in, block.out};
+      taps = bump.take<T>(groups(job, i) * NormTaps<T>::kSize);
+    }
+
+    static int64_t groups(const Train& job, int64_t i) {
+      return ceil_div(job.blocks[i].block.out, L);
+    }
+
+    T* before;  // the block before: taps and batch norm
+    Panels<T> panels{};
+    T* taps = nullptr;
+  };
+
+ public:
+  static size_t weights_bytes(const Train& job, int64_t i) {
+    Bump bump(nullptr);
+    Packed(bump, job, i);
+    return bump.used();
+  }
+
+  static void pack(const Train& job, int64_t i, void* buffer) {
+    Bump bump(buffer);
+    const Packed packed(bump, job, i);
+    if (i > 0) {
+      const TrainBlock& before = job.blocks[i - 1];
+      if (is_lone(job, i - 1)) {
+        LoneTaps<T>::pack_folded(before, packed.before);
+      } else {
+        NormTaps<T>::pack(before, packed.before);
+      }
+    }
+    if (i == job.num_blocks) return;
+    const TrainBlock& b = job.blocks[i];
+    packed.panels.pack(static_cast<const T*>(b.block.pointwise), b.block.in, 1);
+    NormTaps<T>::pack(b, packed.taps);
+  }
+
+  static size_t scratch_bytes(const Train& job, int64_t i) {
+    Bump weights(nullptr), scratch(nullptr), partial(nullptr);
+    TrainForward(job, i, weights, scratch, partial);
+    return scratch.used();
+  }
+
+  static size_t partial_bytes(const Train& job, int64_t i) {
+    Bump weights(nullptr), scratch(nullptr), partial(nullptr);
+    TrainForward(job, i, weights, scratch, partial);
+    return partial.used();
+  }
+
+  static void run(const Train& job, int64_t i, const void* weights, void* scratch, void* partial,
+                  int64_t group) {
+    run_items(job, i, weights, scratch, partial, group, true);
+  }
+
+  static void run_statistics(const Train& job, int64_t i, const void* weights, void* scratch,
+                             void* partial, int64_t group) {
+    run_items(job, i, weights, scratch, partial, group, false);
+  }
+
+  static void finish(const Train& job, int64_t i, void* partials) {
+    if (i < job.num_blocks && job.spans == 1) finish_statistics(job, i, partials);
+  }
+
+  static void finish_statistics(const Train& job, int64_t i, void* partials) {
+    if (job.blocks[i].frozen) return;
+    Bump weights(nullptr), scratch(nullptr), sums(partials);
+    TrainForward(job, i, weights, scratch, sums)
+        .statistics_.finish(job.groups, int64_t(partial_bytes(job, i)), job.blocks[i]);
+  }
+
+ private:
+  TrainForward(const Train& job, int64_t i, Bump& weights, Bump& scratch, Bump& partial)
+      : job_(job),
+        index_(i),
+        is_last_(i == job.num_blocks),
+        after_lone_(is_lone(job, i - 1)),
+        counts_(!is_last_ && !job.blocks[i].frozen),
+        sizes_(sizes_of(job, i)),
+        before_sizes_(sizes_of(job, i > 0 ? i - 1 : 0)),
+        packed_(weights, job, i),
+        load_(job.input, i > 0 || job.input.x.c != 1, scratch),
+        statistics_(counts_ ? sizes_.block.out : 0, scratch, partial) {
+    int64_t outside = 0;
+    if (i > 0) {
+      const int64_t pool = before_sizes_.block.pool;
+      if (after_lone_) {
+        lone_.emplace(job, pool, scratch);
+      } else {
+        z_before_ = kept_z<T>(job, i - 1);
+        outside = z_before_.row_size();
+      }
+      window_ = scratch.take<Cross<T>>(pool);
+    }
+    if (is_last_) {
+      x_row_ = scratch.take<T>(row_size<T>(before_sizes_.block.out, sizes_.bins));
+    } else {
+      z_ = kept_z<T>(job, i);
+      outside = most(outside, z_.row_size());
+      if (i > 0) x_ = kept_x<T>(job, i);
+    }
+    outside_size_ = outside;
+    outside_ = scratch.take<T>(outside);
+  }
+
+  static void run_items(const Train& job, int64_t i, const void* weights, void* scratch,
+                        void* partial, int64_t group, bool makes) {
+    Bump packed(const_cast<void*>(weights)), bump(scratch), sums(partial);
+    TrainForward pass(job, i, packed, bump, sums);
+    if (sums.used() > 0) std::memset(partial, 0, sums.used());
+    if (pass.outside_size_ > 0) {
+      std::memset(pass.outside_, 0, size_t(pass.outside_size_) * sizeof(T));
+    }
+    const int64_t items = job.input.clips * job.spans;
+    for (int64_t k = items * group / job.groups; k < items * (group + 1) / job.groups; ++k) {
+      if (makes) {
+        pass.make_span(k / job.spans, k % job.spans);
+      } else {
+        pass.count_span(k / job.spans, k % job.spans);
+      }
+    }
+  }
+
+  int64_t cut(int64_t span) const { return sizes_.frames * span / job_.spans; }
+
+  void make_span(int64_t n, int64_t span) {
+    const bool counts = counts_ && job_.spans == 1;
+    statistics_.start_item();
+    if (after_lone_) lone_->start(n, cut(span) * before_sizes_.block.pool);
+    int64_t counted = cut(span);
+    const int64_t end = cut(span + 1);
+    for (int64_t t = cut(span); t < end; ++t) {
+      make_row(n, t);
+      for (; counts && counted < (t + 1 == end ? end : t + 1 - sizes_.reach_t); ++counted) {
+        count_row(n, counted);
+      }
+    }
+  }
+
+  void count_span(int64_t n, int64_t span) {
+    statistics_.start_item();
+    for (int64_t t = cut(span); t < cut(span + 1); ++t) count_row(n, t);
+  }
+
+  void make_row(int64_t n, int64_t t) {
+    T* z = is_last_ ? nullptr : z_.row(n, t);
+    if (index_ == 0) {
+      load_.row(n, t, [&](auto x) { project_to(x, z); });
+    } else {
+      T* x = is_last_ ? x_row_ : x_.row(n, t);
+      const int64_t stride = blocked_stride<T>(sizes_.bins);
+      find_input(n, t, x, stride);
+      if (is_last_) {
+        store_blocked<T>(x, stride, job_.y, n, t, before_sizes_.block.out, sizes_.bins);
+      } else {
+        x_.clear_margins(x);
+        project_to(Blocked<T>{x, stride}, z);
+      }
+    }
+  }
+
+  template <class Row>
+  void project_to(Row x, T* z) {
+    project(x, sizes_.bins, packed_.panels, z, z_.group_stride(), [] {});
+    z_.clear_margins(z);
+  }
+
+  // Row t of block i's input.
+  void find_input(int64_t n, int64_t t, T* x, int64_t stride) {
+    const int64_t pool = before_sizes_.block.pool, groups = ceil_div(before_sizes_.block.out, L);
+    for (int64_t i = 0; i < pool; ++i) {
+      window_[i] = after_lone_ ? lone_->cross(t * pool + i)
+                               : cross(z_before_, n, t * pool + i, before_sizes_);
+    }
+    if (after_lone_) {
+      LoneTaps<T>::pooled(packed_.before, groups, window_, pool, sizes_.bins, x, stride);
+    } else {
+      const auto norm = pool == 2   ? pooled_norm<T, 2>
+                        : pool == 1 ? pooled_norm<T, 1>
+                                    : pooled_norm<T, 0>;
+      norm(packed_.before, groups, window_, z_before_.group_stride(), pool, sizes_.bins, x, stride);
+    }
+  }
+
+  void count_row(int64_t n, int64_t t) {
+    statistics_.add_row(packed_.taps, cross(z_, n, t, sizes_), z_.group_stride(), sizes_.bins);
+  }
+
+  Cross<T> cross(const Kept<T>& z, int64_t n, int64_t t, const Sizes& sizes) const {
+    const auto row = [&](int64_t at) -> const T* {
+      return at < 0 || at >= sizes.frames ? outside_ + sizes.reach_f * L : z.row(n, at);
+    };
+    return {row(t - sizes.reach_t), row(t), row(t + sizes.reach_t), sizes.reach_f * L};
+  }
+
+  const Train& job_;
+  int64_t index_;
+  bool is_last_, after_lone_, counts_;
+  Sizes sizes_, before_sizes_;
+  Packed packed_;
+  Load<T> load_;
+  Statistics<T> statistics_;
+  std::optional<LoneRows<T>> lone_;
+  Kept<T> z_before_, x_, z_;
+  Cross<T>* window_ = nullptr;
+  T *x_row_ = nullptr, *outside_ = nullptr;  // outside: a row of z outside the map
+  int64_t outside_size_ = 0;
+};
+
+}  // namespace fastsep::FASTSEP_ISA

@@ -1,0 +1,237 @@
+// A lone first block in training: y is a cross over the rows of scalars x itself, with the products
+// w of the pointwise weight and the taps. No map of it is kept.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "../../kernels.h"
+#include "../../parts/cross.h"
+#include "../../parts/product.h"
+#include "../../parts/scratch.h"
+#include "../../parts/vec.h"
+#include "../load.h"
+#include "norm.h"
+
+namespace fastsep::FASTSEP_ISA {
+
+constexpr int64_t kTaps = 5;  // up, left, centre, right, down
+
+// The five taps of channel c, the centres merged.
+template <class T>
+void cross_taps(const Block& block, int64_t c, double* taps) {
+  const T* time = static_cast<const T*>(block.time_taps) + 3 * c;
+  const T* freq = static_cast<const T*>(block.freq_taps) + 3 * c;
+  const double all[] = {double(time[0]), double(freq[0]), double(time[1]) + double(freq[1]),
+                        double(freq[2]), double(time[2])};
+  for (int64_t k = 0; k < kTaps; ++k) taps[k] = all[k];
+}
+
+template <class T>
+struct LoneTaps {
+  static constexpr int64_t L = kLanes<T>;
+
+  // w of channel c, times a factor.
+  static void products(const Block& block, int64_t c, double factor, double* w) {
+    cross_taps<T>(block, c, w);
+    factor *= double(static_cast<const T*>(block.pointwise)[c]);
+    for (int64_t k = 0; k < kTaps; ++k) w[k] *= factor;
+  }
+
+  // As Taps; of(norm) gives each channel's factor and bias.
+  template <class F>
+  static void pack(const TrainBlock& b, T* to, F of) {
+    for (int64_t c = 0; c < ceil_div(b.block.out, L) * L; ++c) {
+      T* lane = to + c / L * Taps<T>::kSize + c % L;
+      double w[kTaps + 1] = {};
+      if (c < b.block.out) {
+        double factor = 0;
+        of(norm_of<T>(b, c), factor, w[kTaps]);
+        products(b.block, c, factor, w);
+      }
+      for (int64_t k = 0; k <= kTaps; ++k) lane[k * L] = T(w[k]);
+    }
+  }
+
+  // Whose cross is a / pool^2.
+  static void pack_folded(const TrainBlock& b, T* to) {
+    const double share = 1.0 / double(b.block.pool * b.block.pool);
+    pack(b, to, [&](const Norm& norm, double& factor, double& bias) {
+      factor = norm.scale() * share;
+      bias = (norm.beta - norm.scale() * norm.mean) * share;
+    });
+  }
+
+  // The block's output.
+  static void pooled(const T* packed, int64_t groups, const Cross<T>* rows, int64_t pool,
+                     int64_t bins_out, T* y, int64_t y_stride) {
+    for (int64_t g = 0; g < groups; g += kTileVectors) {
+      with_count<kTileVectors>(least(kTileVectors, groups - g), [&](auto nv) {
+        constexpr int NV = decltype(nv)::value;
+        const auto run = pool == 2 ? pooled_lone<T, 2, true, NV, void (*)()>
+                                   : pooled_lone<T, 0, true, NV, void (*)()>;
+        run(packed + g * Taps<T>::kSize, rows, pool, bins_out, y + g * y_stride, y_stride, [] {});
+      });
+    }
+  }
+
+  // The cross of one position.
+  FASTSEP_INLINE static Vec<T> apply(const Taps<T>& taps, const Cross<T>& x, int64_t at) {
+    Vec<T> value = taps.bias + taps.centre * x.middle[at];
+    value += taps.up * x.up[at];
+    value += taps.left * x.middle[at - x.reach];
+    value += taps.right * x.middle[at + x.reach];
+    value += taps.down * x.down[at];
+    return value;
+  }
+};
+
+// The rows of x around those last asked for, loaded in the order of time.
+template <class T>
+class LoneRows {
+ public:
+  // rows: how many neighbouring crosses are used at once; affine: whether scale and shift apply.
+  LoneRows(const Train& job, int64_t rows, Bump& scratch, bool affine = true)
+      : sizes_(sizes_of(job, 0)),
+        load_(input(job, affine), true, scratch),
+        ring_(scratch, rows + 2 * sizes_.reach_t, 1, sizes_.bins, sizes_.frames, sizes_.reach_f,
+              1) {}
+
+  // Of clip n, from the crosses of row t on.
+  void start(int64_t n, int64_t t) {
+    ring_.clear();
+    n_ = n;
+    next_ = most(t - sizes_.reach_t, 0);
+  }
+
+  Cross<T> cross(int64_t t) {
+    for (; next_ <= least(t + sizes_.reach_t, sizes_.frames - 1); ++next_) {
+      load_.row(n_, next_, [](auto) {}, ring_[next_]);
+    }
+    return {ring_[t - sizes_.reach_t], ring_[t], ring_[t + sizes_.reach_t], sizes_.reach_f};
+  }
+
+  // Whether row t is in the map and no stripe covers it.
+  bool has(int64_t t) const { return t >= 0 && t < sizes_.frames && !load_.masks(n_, 0, t); }
+  bool has_bin(int64_t f) const { return f >= 0 && f < sizes_.bins && !load_.masks(n_, 1, f); }
+
+ private:
+  static Input input(const Train& job, bool affine) {
+    Input input = job.input;
+    if (!affine) input.scale = input.shift = nullptr;
+    return input;
+  }
+
+  Sizes sizes_;
+  Load<T> load_;
+  Ring<T> ring_;
+  int64_t n_ = 0, next_ = 0;
+};
+
+// Neighbouring doubles of x.
+template <class T>
+FASTSEP_INLINE Vec<double> widened(const T* p) {
+  if constexpr (std::is_same_v<T, double>) {
+    return load_as<double>(p);
+  } else {
+    typedef T Half __attribute__((vector_size(sizeof(T) * kLanes<double>), aligned(sizeof(T))));
+    return __builtin_convertvector(*reinterpret_cast<const Half*>(p), Vec<double>);
+  }
+}
+
+// Mean and variance of y from the moments of x under the cross, in double: w m and w C w.
+template <class T>
+class LoneStatistics {
+  static constexpr int64_t kPairs = kTaps * (kTaps + 1) / 2;
+
+ public:
+  static size_t weights_bytes(const Train&, int64_t) { return 0; }
+  static void pack(const Train&, int64_t, void*) {}
+
+  static size_t scratch_bytes(const Train& job, int64_t) {
+    Bump scratch(nullptr);
+    LoneRows<T>(job, 1, scratch);
+    return scratch.used();
+  }
+
+  static size_t partial_bytes(const Train&, int64_t) {
+    return size_t(ceil_div((kTaps + kPairs) * int64_t(sizeof(double)), 64) * 64);
+  }
+
+  static void run(const Train& job, int64_t, const void*, void* scratch, void* partial,
+                  int64_t group) {
+    Bump bump(scratch);
+    LoneRows<T> rows(job, 1, bump);
+    double* sums = static_cast<double*>(partial);
+    for (int64_t i = 0; i < kTaps + kPairs; ++i) sums[i] = 0;
+    const int64_t items = job.input.clips * job.spans, frames = job.input.frames;
+    for (int64_t k = items * group / job.groups; k < items * (group + 1) / job.groups; ++k) {
+      const int64_t span = k % job.spans, begin = frames * span / job.spans;
+      rows.start(k / job.spans, begin);
+      for (int64_t t = begin; t < frames * (span + 1) / job.spans; ++t) {
+        add_row(rows.cross(t), job.input.bins, sums);
+      }
+    }
+  }
+
+  static void finish(const Train& job, int64_t, void* partials) {
+    double sums[kTaps + kPairs] = {};
+    for (int64_t i = 0; i < job.groups; ++i) {
+      const double* partial = reinterpret_cast<const double*>(static_cast<const char*>(partials) +
+                                                              size_t(i) * partial_bytes(job, 0));
+      for (int64_t k = 0; k < kTaps + kPairs; ++k) sums[k] += partial[k];
+    }
+    const double count = double(job.input.clips) * double(job.input.frames * job.input.bins);
+    const TrainBlock& b = job.blocks[0];
+    for (int64_t c = 0; c < b.block.out; ++c) {
+      double w[kTaps], mean = 0, variance = 0;
+      LoneTaps<T>::products(b.block, c, 1, w);
+      for (int64_t j = 0; j < kTaps; ++j) mean += w[j] * (sums[j] / count);
+      const double* pair = sums + kTaps;
+      for (int64_t j = 0; j < kTaps; ++j) {
+        for (int64_t k = 0; k <= j; ++k, ++pair) {
+          const double covariance = *pair / count - sums[j] / count * (sums[k] / count);
+          variance += (j == k ? 1 : 2) * w[j] * w[k] * covariance;
+        }
+      }
+      b.statistics[c] = mean;
+      b.statistics[b.block.out + c] = variance < 0 ? 0 : variance;
+    }
+  }
+
+ private:
+  static void add_row(const Cross<T>& x, int64_t bins, double* sums) {
+    constexpr int64_t L = kLanes<double>;
+    Vec<double> first[kTaps] = {}, second[kPairs] = {};
+    const auto add = [&](auto value) __attribute__((always_inline)) {
+      int pair = 0;
+#pragma GCC unroll 5
+      for (int j = 0; j < kTaps; ++j) {
+        first[j] += value(j);
+#pragma GCC unroll 5
+        for (int k = 0; k <= j; ++k) second[pair++] += value(j) * value(k);
+      }
+    };
+    const T* p[] = {x.up, x.middle - x.reach, x.middle, x.middle + x.reach, x.down};
+    int64_t f = 0;
+    for (; f + L <= bins; f += L) {
+      const Vec<double> v[] = {widened(p[0] + f), widened(p[1] + f), widened(p[2] + f),
+                               widened(p[3] + f), widened(p[4] + f)};
+      add([&](int j) { return v[j]; });
+    }
+    for (; f < bins; ++f) {
+      Vec<double> v[kTaps] = {};
+      for (int j = 0; j < kTaps; ++j) v[j][0] = double(p[j][f]);
+      add([&](int j) { return v[j]; });
+    }
+    for (int64_t i = 0; i < kTaps; ++i) {
+      for (int64_t l = 0; l < L; ++l) sums[i] += first[i][l];
+    }
+    for (int64_t i = 0; i < kPairs; ++i) {
+      for (int64_t l = 0; l < L; ++l) sums[kTaps + i] += second[i][l];
+    }
+  }
+};
+
+}  // namespace fastsep::FASTSEP_ISA

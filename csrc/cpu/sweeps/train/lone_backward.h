@@ -1,0 +1,574 @@
+// Backward through a lone first block, in one pass: everything follows from sums of da and da x
+// over the cross, and from moments of x. With dy = scale da + by_v (w x - mean) + constant, the
+// gradient of the product w[k] is the sum of dy x[k]; those of the per-bin affine are the same sums
+// taken bin by bin, with x as it was before the affine and with the places that no stripe covers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "../../kernels.h"
+#include "../../parts/scratch.h"
+#include "../../parts/vec.h"
+#include "backward.h"
+#include "lone.h"
+
+namespace fastsep::FASTSEP_ISA {
+
+constexpr int64_t kLoneRows = 16;  // crosses whose sums stay in registers
+constexpr int64_t kLoneBins = 32;  // bins of the output whose x stay in the first cache
+
+template <class T>
+class LoneBackward {
+  static constexpr int64_t L = kLanes<T>;
+  // Sums of a bin: da x[k] for the five taps, da, and da of rows whose row above, own row or row
+  // below is masked or outside; the last three for the affine's gradients only.
+  static constexpr int64_t kPairs = kTaps * (kTaps + 1) / 2;
+  static constexpr int64_t kDa = kTaps, kMissing = kTaps + 1, kSums = kTaps + 4;
+
+  struct Packed {
+    Packed(Bump& bump, const Train& job)
+        : folded(bump.take<T>(ceil_div(job.blocks[0].block.out, L) * Taps<T>::kSize)),
+          scaled(bump.take<T>(ceil_div(job.blocks[0].block.out, L) * Taps<T>::kSize)) {}
+    T* folded;  // whose cross is a / pool^2
+    T* scaled;  // w scale / pool^2
+  };
+
+  // Sums of a group of work, in double. Per bin, of the centre of the cross: sums over channels of
+  // w scale da x[k] and of w scale da u[k], and moments of x and u. u is 1 where x is there: in the
+  // map, under no stripe.
+  struct Sums {
+    Sums(Bump& bump, const Train& job, bool affine)
+        : channels(ceil_div(job.blocks[0].block.out, L) * L),
+          bins(job.input.bins),
+          by_channel(bump.take<double>((kTaps + 1) * channels)),
+          pairs(bump.take<double>(kPairs * bins)),
+          x(bump.take<double>(kTaps * bins)),
+          by_scale(bump.take<double>(affine ? kTaps * bins : 0)),
+          by_shift(bump.take<double>(affine ? kTaps * bins : 0)),
+          ux(bump.take<double>(affine ? kTaps * kTaps * bins : 0)),
+          uu(bump.take<double>(affine ? kTaps * kTaps * bins : 0)) {}
+    int64_t channels, bins;
+    double *by_channel, *pairs, *x, *by_scale, *by_shift, *ux, *uu;
+  };
+
+ public:
+  static size_t weights_bytes(const Train& job, int64_t) {
+    Bump bump(nullptr);
+    Packed(bump, job);
+    return bump.used();
+  }
+
+  static void pack(const Train& job, int64_t, void* buffer) {
+    Bump bump(buffer);
+    const Packed packed(bump, job);
+    const TrainBlock& b = job.blocks[0];
+    const double share = 1.0 / double(b.block.pool * b.block.pool);
+    LoneTaps<T>::pack_folded(b, packed.folded);
+    LoneTaps<T>::pack(b, packed.scaled, [&](const Norm& norm, double& factor, double& bias) {
+      factor = norm.scale() * share;
+      bias = 0;
+    });
+  }
+
+  static size_t scratch_bytes(const Train& job, int64_t) {
+    Bump weights(nullptr), scratch(nullptr), partial(nullptr);
+    LoneBackward(job, weights, scratch, partial);
+    return scratch.used();
+  }
+
+  static size_t partial_bytes(const Train& job, int64_t) {
+    Bump bump(nullptr);
+    Sums(bump, job, job.input.scale != nullptr);
+    return bump.used();
+  }
+
+  static void run(const Train& job, int64_t, const void* weights, void* scratch, void* partial,
+                  int64_t group) {
+    Bump packed(const_cast<void*>(weights)), bump(scratch), sums(partial);
+    LoneBackward pass(job, packed, bump, sums);
+    std::memset(partial, 0, sums.used());
+    const int64_t items = job.input.clips * job.spans;
+    for (int64_t k = items * group / job.groups; k < items * (group + 1) / job.groups; ++k) {
+      pass.run_span(k / job.spans, k % job.spans);
+    }
+  }
+
+  static void finish(const Train& job, int64_t, void* partials) {
+    const bool affine = job.input.scale != nullptr;
+    const size_t stride = partial_bytes(job, 0);
+    double* first = static_cast<double*>(partials);
+    for (int64_t g = 1; g < job.groups; ++g) {
+      const double* other = first + size_t(g) * stride / sizeof(double);
+      for (size_t i = 0; i < stride / sizeof(double); ++i) first[i] += other[i];
+    }
+    Bump bump(partials);
+    const Sums s(bump, job, affine);
+    const TrainBlock& b = job.blocks[0];
+    const Block& block = b.block;
+    const int64_t bins = job.input.bins;
+    const Moments moments(job, s);
+    double total_x[kTaps] = {}, total_xx[kTaps][kTaps] = {};  // over all bins
+    for (int64_t k = 0; k < kTaps; ++k) {
+      for (int64_t f = 0; f < bins; ++f) {
+        total_x[k] += moments.of_x(k, f, moments.raw(k, f), moments.u(k, f));
+        for (int64_t j = 0; j < kTaps; ++j) {
+          total_xx[j][k] += moments.of_x(k, f, moments.x_raw(j, k, f), moments.x_u(j, k, f));
+        }
+      }
+    }
+    double matrix[kTaps][kTaps] = {}, vector[kTaps] = {};  // by_v w w and constant w, over channels
+    for (int64_t c = 0; c < block.out; ++c) {
+      const auto sum = [&](int64_t k) {
+        return s.by_channel[k * s.channels + c] / double(block.pool * block.pool);
+      };
+      const Norm norm = norm_of<T>(b, c);
+      double w[kTaps], taps[kTaps], dw[kTaps], by_v = -norm.mean * sum(kDa);
+      LoneTaps<T>::products(block, c, 1, w);
+      cross_taps<T>(block, c, taps);
+      for (int64_t k = 0; k < kTaps; ++k) by_v += w[k] * sum(k);
+      b.sums[c] = sum(kDa);
+      b.sums[block.out + c] = by_v;
+      const auto terms = NormGradient<T>::terms(job, 0, c);
+      const double constant = terms.constant - terms.by_v * norm.mean;
+      double d_pointwise = 0;
+      for (int64_t k = 0; k < kTaps; ++k) {
+        dw[k] = terms.scale * sum(k) + constant * total_x[k];
+        for (int64_t j = 0; j < kTaps; ++j) {
+          dw[k] += terms.by_v * w[j] * total_xx[j][k];
+          matrix[j][k] += w[k] * terms.by_v * w[j];
+        }
+        vector[k] += w[k] * constant;
+        d_pointwise += taps[k] * dw[k];
+      }
+      if (b.d_beta != nullptr) static_cast<T*>(b.d_beta)[c] = T(b.sums[c]);
+      if (b.d_gamma != nullptr) static_cast<T*>(b.d_gamma)[c] = T(norm.rstd * by_v);
+      if (b.d_pointwise != nullptr) static_cast<T*>(b.d_pointwise)[c] = T(d_pointwise);
+      if (b.d_time_taps != nullptr) {
+        const double p = double(static_cast<const T*>(block.pointwise)[c]);
+        T* time = static_cast<T*>(b.d_time_taps) + 3 * c;
+        T* freq = static_cast<T*>(b.d_freq_taps) + 3 * c;
+        time[0] = T(p * dw[0]);
+        freq[0] = T(p * dw[1]);
+        time[1] = freq[1] = T(p * dw[2]);
+        freq[2] = T(p * dw[3]);
+        time[2] = T(p * dw[4]);
+      }
+    }
+    if (job.d_scale == nullptr) return;
+    const int64_t reach = sizes_of(job, 0).reach_f;
+    for (int64_t f = 0; f < bins; ++f) {  // of x; the cross that reads it as tap k is around f - k
+      double scale = 0, shift = 0;
+      for (int64_t k = 0; k < kTaps; ++k) {
+        const int64_t at = f - offset(k, reach);
+        if (at < 0 || at >= bins) continue;
+        scale += s.by_scale[k * bins + at] + vector[k] * moments.raw(k, at);
+        shift += s.by_shift[k * bins + at] + vector[k] * moments.u(k, at);
+        for (int64_t j = 0; j < kTaps; ++j) {
+          scale += matrix[j][k] * moments.x_raw(j, k, at);
+          shift += matrix[j][k] * moments.x_u(j, k, at);
+        }
+      }
+      static_cast<T*>(job.d_scale)[f] = T(scale);
+      static_cast<T*>(job.d_shift)[f] = T(shift);
+    }
+  }
+
+ private:
+  LoneBackward(const Train& job, Bump& weights, Bump& scratch, Bump& partial)
+      : job_(job),
+        affine_(job.input.scale != nullptr),
+        sizes_(sizes_of(job, 0)),
+        groups_(ceil_div(sizes_.block.out, L)),
+        steps_(most(kLoneRows / sizes_.block.pool, 1)),
+        packed_(weights, job),
+        sums_(partial, job, affine_),
+        x_(job, steps_ * sizes_.block.pool, scratch),
+        raw_(job, steps_ * sizes_.block.pool, scratch, false),
+        grad_(job, 0, steps_, scratch),
+        cross_(scratch.take<Cross<T>>(steps_ * sizes_.block.pool)),
+        raw_cross_(scratch.take<Cross<T>>(steps_ * sizes_.block.pool)),
+        missing_(scratch.take<T>(3 * steps_ * sizes_.block.pool)),
+        rows_(scratch.take<const T*>(steps_)),
+        bin_sums_(scratch.take<T>(groups_ * sizes_.bins * kSums * L)),
+        x_sums_(scratch.take<double>(4 * kTaps * sizes_.bins)) {}
+
+  // Where tap k of the cross stands along the bins.
+  static int64_t offset(int64_t k, int64_t reach) { return k == 1 ? -reach : k == 3 ? reach : 0; }
+  // Which of the rows above, at and below the centre it stands in.
+  static int64_t row_of_tap(int64_t k) { return k == 0 ? 0 : k == 4 ? 2 : 1; }
+
+  void run_span(int64_t n, int64_t span) {
+    const int64_t pool = sizes_.block.pool;
+    // Rows of the output; what pooling dropped counts in the moments only.
+    const int64_t first = sizes_.frames_out * span / job_.spans;
+    const int64_t stop = sizes_.frames_out * (span + 1) / job_.spans;
+    const int64_t end = span + 1 == job_.spans ? sizes_.frames : stop * pool;
+    std::memset(bin_sums_, 0, size_t(groups_ * sizes_.bins * kSums * L) * sizeof(T));
+    std::memset(x_sums_, 0, size_t(4 * kTaps * sizes_.bins) * sizeof(double));
+    std::memset(counts_, 0, sizeof counts_);
+    x_.start(n, first * pool);
+    if (affine_) raw_.start(n, first * pool);
+    int64_t t = first * pool;
+    for (int64_t row = first; row < stop; row += steps_) {
+      const int64_t steps = least(steps_, stop - row);
+      const bool missing = prepare(t, steps * pool);
+      for (int64_t i = 0; i < steps; ++i) rows_[i] = grad_.row(n, row + i, i);
+      const auto add = pool == 2 ? (missing ? &LoneBackward::template add_rows<2, true>
+                                            : &LoneBackward::template add_rows<2, false>)
+                                 : (missing ? &LoneBackward::template add_rows<0, true>
+                                            : &LoneBackward::template add_rows<0, false>);
+      for (int64_t f = 0; f < sizes_.bins_out; f += kLoneBins) {
+        for (int64_t g = 0; g < groups_; ++g) {
+          (this->*add)(g, steps, f, least(f + kLoneBins, sizes_.bins_out));
+        }
+      }
+      t += steps * pool;
+    }
+    for (; t < end; ++t) prepare(t, 1);
+    for (int64_t k = 0; k < kTaps; ++k) {
+      for (int64_t f = 0; f < sizes_.bins; ++f) {
+        sums_.x[k * sizes_.bins + f] += x_sums_[4 * k * sizes_.bins + f];
+      }
+    }
+    if (affine_) {
+      fold_affine();
+    } else {
+      fold();
+    }
+  }
+
+  // The crosses of so many rows, and what they add to the moments. Returns whether one of them
+  // reaches a row that is masked or outside, as far as that matters.
+  bool prepare(int64_t t, int64_t rows) {
+    bool any = false;
+    for (int64_t i = 0; i < rows; ++i) {
+      cross_[i] = raw_cross_[i] = x_.cross(t + i);
+      if (!affine_) continue;
+      raw_cross_[i] = raw_.cross(t + i);
+      T* missing = missing_ + 3 * i;
+      for (int64_t k = 0; k < 3; ++k) {
+        missing[k] = x_.has(t + i + (k - 1) * sizes_.reach_t) ? T(0) : T(1);
+        any = any || missing[k] != 0;
+      }
+      for (int64_t j = 0; j < 3; ++j) {
+        for (int64_t k = 0; k < 3; ++k) counts_[j][k] += missing[j] == 0 && missing[k] == 0;
+      }
+    }
+    if (!job_.blocks[0].frozen) {
+      constexpr int64_t step = kLanes<double>;
+      int64_t f = 0;
+      for (; f + step <= sizes_.bins; f += step) {
+        add_moments<Vec<double>>(
+            [](const T* p) { return widened(p); },
+            [](double* p, Vec<double> v) { store_as<double>(p, load_as<double>(p) + v); }, f, rows);
+      }
+      for (; f < sizes_.bins; ++f) {
+        add_moments<double>([](const T* p) { return double(*p); },
+                            [](double* p, double v) { *p += v; }, f, rows);
+      }
+    }
+    return any;
+  }
+
+  // Of the bins from f on that a V holds.
+  template <class V, class Read, class Add>
+  FASTSEP_INLINE void add_moments(Read read, Add add, int64_t f, int64_t rows) const {
+    const int64_t bins = sizes_.bins;
+    V first[kTaps] = {}, second[kPairs] = {};
+    for (int64_t i = 0; i < rows; ++i) {
+      const Cross<T>& x = raw_cross_[i];
+      const V v[] = {read(x.up + f), read(x.middle + f - x.reach), read(x.middle + f),
+                     read(x.middle + f + x.reach), read(x.down + f)};
+      int pair = 0;
+#pragma GCC unroll 5
+      for (int j = 0; j < kTaps; ++j) {
+        first[j] += v[j];
+#pragma GCC unroll 5
+        for (int k = 0; k <= j; ++k) second[pair++] += v[j] * v[k];
+        if (!affine_) continue;
+        for (int k = 0; k < 3; ++k) {
+          if (missing_[3 * i + k] != 0) add(x_sums_ + (4 * j + 1 + k) * bins + f, v[j]);
+        }
+      }
+    }
+    for (int j = 0; j < kTaps; ++j) add(x_sums_ + 4 * j * bins + f, first[j]);
+    for (int i = 0; i < kPairs; ++i) add(sums_.pairs + i * bins + f, second[i]);
+  }
+
+  // What rows under `steps` rows of the output add to the sums of a group's bins, those under bins
+  // first to stop of the output.
+  template <int P, bool missing>
+  void add_rows(int64_t g, int64_t steps, int64_t first, int64_t stop) {
+    const int64_t p = P > 0 ? P : sizes_.block.pool;
+    const Taps<T> taps = Taps<T>::read(packed_.folded + g * Taps<T>::kSize);
+    const Vec<T> zero = {};
+    T* sums = bin_sums_ + (g * sizes_.bins + first * p) * kSums * L;
+    for (int64_t f = first * p; f < stop * p; ++f, sums += kSums * L) {
+      Vec<T> sum[kSums];
+      constexpr int64_t count = missing ? kSums : kMissing;
+      for (int64_t k = 0; k < count; ++k) sum[k] = load(sums + k * L);
+      for (int64_t i = 0; i < steps; ++i) {
+        const Vec<T> full = load(rows_[i] + g * grad_.group_stride() + f / p * L);
+        for (int64_t r = i * p; r < (i + 1) * p; ++r) {
+          const Vec<T> da = LoneTaps<T>::apply(taps, cross_[r], f) <= zero ? zero : full;
+          const Cross<T>& x = raw_cross_[r];
+          sum[0] += da * x.up[f];
+          sum[1] += da * x.middle[f - x.reach];
+          sum[2] += da * x.middle[f];
+          sum[3] += da * x.middle[f + x.reach];
+          sum[4] += da * x.down[f];
+          sum[kDa] += da;
+          if constexpr (missing) {
+            for (int64_t k = 0; k < 3; ++k) sum[kMissing + k] += da * missing_[3 * r + k];
+          }
+        }
+      }
+      for (int64_t k = 0; k < count; ++k) store(sums + k * L, sum[k]);
+    }
+  }
+
+  void add_by_channel(int64_t k, int64_t g, Vec<T> sum) const {
+    for (int64_t l = 0; l < L; ++l) {
+      sums_.by_channel[k * sums_.channels + g * L + l] += double(sum[l]);
+    }
+  }
+
+  // A clip's sums of bins into those of the group of work.
+  void fold() const {
+    for (int64_t g = 0; g < groups_; ++g) {
+      Vec<T> sum[kTaps + 1] = {};
+      const T* sums = bin_sums_ + g * sizes_.bins * kSums * L;
+      for (int64_t f = 0; f < sizes_.bins; ++f, sums += kSums * L) {
+        for (int64_t k = 0; k <= kTaps; ++k) sum[k] += load(sums + k * L);
+      }
+      for (int64_t k = 0; k <= kTaps; ++k) add_by_channel(k, g, sum[k]);
+    }
+  }
+
+  void fold_affine() const {
+    const int64_t bins = sizes_.bins;
+    const T* scale = static_cast<const T*>(job_.input.scale);
+    const T* shift = static_cast<const T*>(job_.input.shift);
+    for (int64_t k = 0; k < kTaps; ++k) {
+      const int64_t row = row_of_tap(k), off = offset(k, sizes_.reach_f);
+      for (int64_t g = 0; g < groups_; ++g) {
+        const Vec<T> w = load(packed_.scaled + g * Taps<T>::kSize + k * L);
+        const T* sums = bin_sums_ + g * bins * kSums * L;
+        Vec<T> of_x = {}, all = {};
+        for (int64_t f = 0; f < bins; ++f, sums += kSums * L) {
+          const Vec<T> da = load(sums + kDa * L);
+          if (k == 0) all += da;
+          if (!x_.has_bin(f + off)) continue;
+          const Vec<T> by_raw = load(sums + k * L);
+          const Vec<T> there = da - load(sums + (kMissing + row) * L);
+          of_x += scale[f + off] * by_raw + shift[f + off] * there;
+          sums_.by_scale[k * bins + f] += over_lanes(w * by_raw);
+          sums_.by_shift[k * bins + f] += over_lanes(w * there);
+        }
+        add_by_channel(k, g, of_x);
+        if (k == 0) add_by_channel(kDa, g, all);
+      }
+      for (int64_t f = 0; f < bins; ++f) {
+        if (!x_.has_bin(f + off)) continue;
+        for (int64_t j = 0; j < kTaps; ++j) {
+          const int64_t pair = (k * kTaps + j) * bins + f, other = row_of_tap(j);
+          const double* of_x = x_sums_ + 4 * j * bins + f;
+          sums_.ux[pair] += of_x[0] - of_x[(1 + row) * bins];
+          const bool both = x_.has_bin(f + offset(j, sizes_.reach_f));
+          sums_.uu[pair] += both ? double(counts_[row][other]) : 0;
+        }
+      }
+    }
+  }
+
+  FASTSEP_INLINE static double over_lanes(Vec<T> v) {
+    double sum = 0;
+    for (int64_t l = 0; l < L; ++l) sum += double(v[l]);
+    return sum;
+  }
+
+  // Moments of the bins, read off the sums. x: as the block sees it; raw: before the affine.
+  struct Moments {
+    Moments(const Train& job, const Sums& sums)
+        : s(sums),
+          affine(job.input.scale != nullptr),
+          bins(job.input.bins),
+          reach(sizes_of(job, 0).reach_f),
+          scale(static_cast<const T*>(job.input.scale)),
+          shift(static_cast<const T*>(job.input.shift)) {}
+
+    // Where tap k of the cross around bin f reads, or -1 outside the map.
+    int64_t bin_of(int64_t k, int64_t f) const {
+      const int64_t at = f + offset(k, reach);
+      return at < bins ? at : -1;
+    }
+    double raw(int64_t k, int64_t f) const { return s.x[k * bins + f]; }
+    double u(int64_t k, int64_t f) const { return affine ? s.uu[(k * kTaps + k) * bins + f] : 0; }
+    double x_raw(int64_t j, int64_t k, int64_t f) const {
+      const int64_t pair = j >= k ? j * (j + 1) / 2 + k : k * (k + 1) / 2 + j;
+      return of_x(j, f, s.pairs[pair * bins + f], affine ? s.ux[(j * kTaps + k) * bins + f] : 0);
+    }
+    double x_u(int64_t j, int64_t k, int64_t f) const {
+      if (!affine) return 0;
+      return of_x(j, f, s.ux[(k * kTaps + j) * bins + f], s.uu[(j * kTaps + k) * bins + f]);
+    }
+    // From what tap j's raw x and its u give to what its x gives.
+    double of_x(int64_t j, int64_t f, double of_raw, double of_u) const {
+      const int64_t at = bin_of(j, f);
+      if (!affine) return of_raw;
+      return at < 0 ? 0 : double(scale[at]) * of_raw + double(shift[at]) * of_u;
+    }
+
+    const Sums& s;
+    bool affine;
+    int64_t bins, reach;
+    const T *scale, *shift;
+  };
+
+  const Train& job_;
+  bool affine_;
+  Sizes sizes_;
+  int64_t groups_, steps_;
+  Packed packed_;
+  Sums sums_;
+  LoneRows<T> x_, raw_;
+  OutputGradient<T> grad_;
+  Cross<T>*cross_, *raw_cross_;
+  T* missing_;
+  const T** rows_;
+  T* bin_sums_;
+  double*
+      x_sums_;  // of a clip: [tap][all rows, and those whose row above, own or below is missing]
+  int64_t counts_[3][3] = {};  // of a clip: rows that have both of these
+};
+
+// dx of a lone first block, after its sums are known.
+template <class T>
+class LoneDx {
+  static constexpr int64_t L = kLanes<T>;
+
+  struct Packed {
+    Packed(Bump& bump, int64_t groups)
+        : folded(bump.take<T>(groups * Taps<T>::kSize)),
+          centred(bump.take<T>(groups * Taps<T>::kSize)),
+          flipped(bump.take<T>(groups * Taps<T>::kSize)),
+          gradient(bump.take<T>(groups * NormGradient<T>::kSize)) {}
+    T *folded, *centred, *flipped, *gradient;  // centred: whose cross is y - mean
+  };
+
+ public:
+  static size_t weights_bytes(const Train& job, int64_t) {
+    Bump bump(nullptr);
+    Packed(bump, ceil_div(job.blocks[0].block.out, L));
+    return bump.used();
+  }
+
+  static void pack(const Train& job, int64_t, void* buffer) {
+    Bump bump(buffer);
+    const TrainBlock& b = job.blocks[0];
+    const int64_t groups = ceil_div(b.block.out, L);
+    const Packed packed(bump, groups);
+    LoneTaps<T>::pack_folded(b, packed.folded);
+    LoneTaps<T>::pack(b, packed.centred, [](const Norm& norm, double& factor, double& bias) {
+      factor = 1;
+      bias = -norm.mean;
+    });
+    Taps<T>::flip(packed.centred, groups, packed.flipped);
+    NormGradient<T>::pack(job, 0, packed.gradient);
+  }
+
+  static size_t scratch_bytes(const Train& job, int64_t) {
+    Bump weights(nullptr), scratch(nullptr);
+    LoneDx(job, weights, scratch);
+    return scratch.used();
+  }
+
+  static size_t partial_bytes(const Train&, int64_t) { return 0; }
+
+  static void run(const Train& job, int64_t, const void* weights, void* scratch, void*,
+                  int64_t group) {
+    Bump packed(const_cast<void*>(weights)), bump(scratch);
+    LoneDx pass(job, packed, bump);
+    pass.dy_.clear();
+    const int64_t items = job.input.clips * job.spans;
+    for (int64_t k = items * group / job.groups; k < items * (group + 1) / job.groups; ++k) {
+      pass.run_span(k / job.spans, k % job.spans);
+    }
+  }
+
+  static void finish(const Train&, int64_t, void*) {}
+
+ private:
+  LoneDx(const Train& job, Bump& weights, Bump& scratch)
+      : job_(job),
+        sizes_(sizes_of(job, 0)),
+        groups_(ceil_div(sizes_.block.out, L)),
+        packed_(weights, groups_),
+        load_(job.input, true, scratch),
+        x_(job, 1, scratch),
+        grad_(job, 0, 1, scratch),
+        dy_(scratch, least(2 * sizes_.reach_t + 1, sizes_.frames), sizes_.block.out, sizes_.bins,
+            sizes_.frames, sizes_.reach_f) {}
+
+  void run_span(int64_t n, int64_t span) {
+    const int64_t frames = sizes_.frames, reach = sizes_.reach_t;
+    const int64_t begin = frames * span / job_.spans, end = frames * (span + 1) / job_.spans;
+    int64_t next = most(begin - reach, 0);
+    x_.start(n, next);
+    for (int64_t t = begin; t < end; ++t) {
+      for (; next < least(t + reach + 1, frames); ++next) find_dy(n, next);
+      find_dx(n, t);
+    }
+  }
+
+  void find_dy(int64_t n, int64_t t) {
+    const int64_t pool = sizes_.block.pool;
+    const Cross<T> x = x_.cross(t);
+    const T* grad = t / pool < sizes_.frames_out ? grad_.row(n, t / pool) : nullptr;
+    const Vec<T> zero = {};
+    for (int64_t g = 0; g < groups_; ++g) {
+      const auto folded = Taps<T>::read(packed_.folded + g * Taps<T>::kSize);
+      const auto centred = Taps<T>::read(packed_.centred + g * Taps<T>::kSize);
+      const auto back = NormGradient<T>::read(packed_.gradient + g * NormGradient<T>::kSize);
+      T* dy = dy_[t] + g * dy_.group_stride();
+      for (int64_t f = 0; f < sizes_.bins; ++f) {
+        const bool used = grad != nullptr && f / pool < sizes_.bins_out;
+        const Vec<T> full = used ? load(grad + g * grad_.group_stride() + f / pool * L) : zero;
+        const Vec<T> da = LoneTaps<T>::apply(folded, x, f) <= zero ? zero : full;
+        store(dy + f * L,
+              back.by_da * da + (back.constant + back.by_v * LoneTaps<T>::apply(centred, x, f)));
+      }
+    }
+  }
+
+  void find_dx(int64_t n, int64_t t) {
+    const Cross<T> dy{dy_[t - sizes_.reach_t], dy_[t], dy_[t + sizes_.reach_t], sizes_.reach_f * L};
+    T* to = row_of<T>(job_.dx, n, t);
+    const bool masked = load_.masks(n, 0, t);
+    const T* scale = static_cast<const T*>(job_.input.scale);
+    for (int64_t f = 0; f < sizes_.bins; ++f) {
+      Vec<T> lanes = {};
+      for (int64_t g = 0; g < groups_; ++g) {
+        const auto flipped = Taps<T>::read(packed_.flipped + g * Taps<T>::kSize);
+        lanes += flipped.apply(dy, g * dy_.group_stride() + f * L);
+      }
+      double sum = 0;
+      for (int64_t l = 0; l < L; ++l) sum += double(lanes[l]);
+      if (masked || load_.masks(n, 1, f)) sum = 0;
+      to[f * job_.dx.f] = T(scale != nullptr ? sum * double(scale[f]) : sum);
+    }
+  }
+
+  const Train& job_;
+  Sizes sizes_;
+  int64_t groups_;
+  Packed packed_;
+  Load<T> load_;
+  LoneRows<T> x_;
+  OutputGradient<T> grad_;
+  Ring<T> dy_;
+};
+
+}  // namespace fastsep::FASTSEP_ISA

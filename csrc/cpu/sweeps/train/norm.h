@@ -1,0 +1,207 @@
+// Batch norm between the cross and ReLU: a = gamma rstd (y - mean) + beta, channel by channel.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "../../kernels.h"
+#include "../../parts/cross.h"
+#include "../../parts/kept.h"
+#include "../../parts/scratch.h"
+#include "../../parts/vec.h"
+#include "../sizes.h"
+
+namespace fastsep::FASTSEP_ISA {
+
+// The sizes of block i of a stack in training; of an empty one behind the last.
+inline Sizes sizes_of(const Train& job, int64_t i) {
+  static constexpr Block kNone{nullptr, nullptr, nullptr, nullptr, 0, 0, 1, 1, false};
+  int64_t frames = job.input.frames, bins = job.input.bins;
+  for (int64_t k = 0; k < i; ++k) {
+    frames /= job.blocks[k].block.pool;
+    bins /= job.blocks[k].block.pool;
+  }
+  return Sizes(i < job.num_blocks ? job.blocks[i].block : kNone, frames, bins);
+}
+
+inline bool is_lone(const Train& job, int64_t i) { return i == 0 && job.blocks[0].block.in == 1; }
+
+template <class T>
+Kept<T> kept_x(const Train& job, int64_t i) {
+  const Sizes s = sizes_of(job, i);
+  return Kept<T>(job.blocks[i].x, s.block.in, s.frames, s.bins, 0);
+}
+
+template <class T>
+Kept<T> kept_z(const Train& job, int64_t i) {
+  const Sizes s = sizes_of(job, i);
+  return Kept<T>(job.blocks[i].z, s.block.out, s.frames, s.bins, s.reach_f);
+}
+
+template <class T>
+Kept<T> kept_grad(const Train& job, int64_t i) {
+  const Sizes s = sizes_of(job, i);
+  return Kept<T>(job.blocks[i].grad, s.block.out, s.frames_out, s.bins_out, 0);
+}
+
+struct Norm {
+  double mean, rstd, gamma, beta;
+  double scale() const { return gamma * rstd; }
+};
+
+template <class T>
+Norm norm_of(const TrainBlock& b, int64_t c) {
+  return {b.statistics[c], 1 / std::sqrt(b.statistics[b.block.out + c] + b.eps),
+          double(static_cast<const T*>(b.gamma)[c]), double(static_cast<const T*>(b.beta)[c])};
+}
+
+// A block's taps and batch norm: the cross with v = y - mean as its value, and a / pool^2 from it.
+template <class T>
+struct NormTaps {
+  Taps<T> taps;
+  Vec<T> scale, shift;
+
+  FASTSEP_INLINE Vec<T> a(Vec<T> v) const { return shift + scale * v; }
+
+  static constexpr int64_t kSize = Taps<T>::kSize + 2 * kLanes<T>;
+
+  FASTSEP_INLINE static NormTaps read(const T* packed) {
+    const T* affine = packed + Taps<T>::kSize;
+    return {Taps<T>::read(packed), load(affine), load(affine + kLanes<T>)};
+  }
+
+  static void pack(const TrainBlock& b, T* to) {
+    constexpr int64_t L = kLanes<T>;
+    const Block& block = b.block;
+    const double share = 1.0 / double(block.pool * block.pool);
+    const T* time = static_cast<const T*>(block.time_taps);
+    const T* freq = static_cast<const T*>(block.freq_taps);
+    for (int64_t c = 0; c < ceil_div(block.out, L) * L; ++c) {
+      T* lane = to + c / L * kSize + c % L;
+      for (int64_t i = 0; i < 8; ++i) lane[i * L] = 0;
+      if (c >= block.out) continue;
+      const Norm norm = norm_of<T>(b, c);
+      const T values[] = {
+          time[3 * c],     freq[3 * c],   time[3 * c + 1] + freq[3 * c + 1], freq[3 * c + 2],
+          time[3 * c + 2], T(-norm.mean), T(norm.scale() * share),           T(norm.beta * share)};
+      for (int64_t i = 0; i < 8; ++i) lane[i * L] = values[i];
+    }
+  }
+};
+
+// pooled_cross with batch norm before ReLU.
+template <class T, int P>
+void pooled_norm(const T* packed, int64_t groups, const Cross<T>* rows, int64_t z_stride,
+                 int64_t pool, int64_t bins_out, T* y, int64_t y_stride) {
+  constexpr int64_t L = kLanes<T>;
+  const int64_t p = P > 0 ? P : pool;
+  for (int64_t g = 0; g < groups; ++g, packed += NormTaps<T>::kSize, y += y_stride) {
+    const NormTaps<T> norm = NormTaps<T>::read(packed);
+    for (int64_t f = 0; f < bins_out; ++f) {
+      Vec<T> sum = {};
+      for (int64_t i = 0; i < p; ++i) {
+        for (int64_t k = 0; k < p; ++k) {
+          sum += relu<T>(norm.a(norm.taps.apply(rows[i], g * z_stride + (f * p + k) * L)));
+        }
+      }
+      store(y + f * L, sum);
+    }
+  }
+}
+
+// Mean and variance of y, row by row without loss of digits: sums of a row are taken about the mean
+// of the row before it, and added up in double.
+template <class T>
+class Statistics {
+  static constexpr int64_t L = kLanes<T>;
+
+ public:
+  Statistics(int64_t channels, Bump& scratch, Bump& partial)
+      : groups_(ceil_div(channels, L)),
+        shift_(scratch.take<T>(groups_ * L)),
+        count_(partial.take<double>(1)),
+        mean_(partial.take<double>(groups_ * L)),
+        m2_(partial.take<double>(groups_ * L)) {}
+
+  void start_item() { fresh_ = true; }
+
+  // A row's cross over all groups; taps: of NormTaps, whose mean is not used.
+  void add_row(const T* packed, const Cross<T>& row, int64_t z_stride, int64_t bins) {
+    const double n = double(bins), total = *count_ + n;
+    for (int64_t g = 0; g < groups_; ++g) {
+      Taps<T> taps = Taps<T>::read(packed + g * NormTaps<T>::kSize);
+      T* shift = shift_ + g * L;
+      Vec<T> sum, squares;
+      if (fresh_) {
+        taps.bias = Vec<T>{};
+        find_sums(taps, row.from(g * z_stride), bins, sum, squares);
+        store(shift, sum / T(bins));
+      }
+      taps.bias = -load(shift);
+      find_sums(taps, row.from(g * z_stride), bins, sum, squares);
+      for (int64_t l = 0; l < L; ++l) {
+        const double offset = double(sum[l]) / n;
+        const double mean = double(shift[l]) + offset;
+        const double m2 = double(squares[l]) - offset * double(sum[l]);
+        shift[l] = T(mean);
+        merge(mean_[g * L + l], m2_[g * L + l], mean, m2, n / total, *count_ * n / total);
+      }
+    }
+    *count_ = total;
+    fresh_ = false;
+  }
+
+  // Those of all groups, which follow each other `stride` bytes apart, in their order.
+  void finish(int64_t partials, int64_t stride, const TrainBlock& b) const {
+    for (int64_t c = 0; c < b.block.out; ++c) {
+      double count = 0, mean = 0, m2 = 0;
+      for (int64_t i = 0; i < partials; ++i) {
+        const auto of = [&](const double* p) {
+          return *reinterpret_cast<const double*>(reinterpret_cast<const char*>(p) + i * stride);
+        };
+        const double n = of(count_), total = count + n;
+        if (n == 0) continue;
+        merge(mean, m2, of(mean_ + c), of(m2_ + c), n / total, count * n / total);
+        count = total;
+      }
+      b.statistics[c] = mean;
+      b.statistics[b.block.out + c] = count > 0 ? m2 / count : 0;
+    }
+  }
+
+ private:
+  FASTSEP_INLINE static void merge(double& mean, double& m2, double other_mean, double other_m2,
+                                   double share, double weight) {
+    const double difference = other_mean - mean;
+    mean += difference * share;
+    m2 += other_m2 + difference * difference * weight;
+  }
+
+  FASTSEP_INLINE static void find_sums(const Taps<T>& taps, const Cross<T>& row, int64_t bins,
+                                       Vec<T>& sum, Vec<T>& squares) {
+    Vec<T> sums[2] = {}, of_squares[2] = {};
+    int64_t f = 0;
+    for (; f + 2 <= bins; f += 2) {
+#pragma GCC unroll 2
+      for (int64_t i = 0; i < 2; ++i) {
+        const Vec<T> v = taps.apply(row, (f + i) * L);
+        sums[i] += v;
+        of_squares[i] += v * v;
+      }
+    }
+    if (f < bins) {
+      const Vec<T> v = taps.apply(row, f * L);
+      sums[0] += v;
+      of_squares[0] += v * v;
+    }
+    sum = sums[0] + sums[1];
+    squares = of_squares[0] + of_squares[1];
+  }
+
+  int64_t groups_;
+  T* shift_;
+  double *count_, *mean_, *m2_;
+  bool fresh_ = true;
+};
+
+}  // namespace fastsep::FASTSEP_ISA

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from asc.augment import SpecAugment, apply_stripes
 from asc.task import N_MELS, SCENES
 from fastsep import SepConvBlock, SepConvStack, batch_norm_affine, fold_batchnorm, global_pool_mlp
-from fastsep.batchnorm import BatchNorm, is_foldable
+from fastsep.batchnorm import BatchNorm, is_foldable, is_plain, per_bin_affine
 from fastsep.hooks import has_global_hooks, has_hooks
 from fastsep.modules import GlobalPool
 
@@ -85,7 +85,7 @@ class Cnn6Sep(_Network):
     def forward(self, logmel: Tensor, stripes: Tensor | None = None) -> Tensor:
         """Logits of a batch.
 
-        In eval mode BN-mel and the stripes are applied as the first block loads its input, so
+        BN-mel and the stripes are applied as the first block loads its input, so in eval mode
         `logmel.expand(K, ...)` under K sets of stripes costs no K copies of it.
 
         Args:
@@ -100,19 +100,23 @@ class Cnn6Sep(_Network):
             ValueError, TypeError: shapes or dtypes that do not fit.
         """
         _check(logmel)
-        bn0 = self.bn0
-        folds = isinstance(bn0, MelAffine) or (is_foldable(bn0) and not has_global_hooks())
-        if not folds:
-            return self.head(self.blocks(_per_bin(bn0, logmel), stripes=stripes))
-        return self.head(self.blocks(logmel, affine=self._affine(bn0), stripes=stripes))
+        affine = self._affine(logmel)
+        if affine is None:
+            return self.head(self.blocks(_per_bin(self.bn0, logmel), stripes=stripes))
+        return self.head(self.blocks(logmel, affine=affine, stripes=stripes))
 
-    @staticmethod
-    def _affine(bn0: nn.Module) -> tuple[Tensor, Tensor]:
+    def _affine(self, logmel: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What BN-mel does to the bins, if that is all it does."""
+        bn0 = self.bn0
         if isinstance(bn0, MelAffine):
             return bn0.scale, bn0.shift
-        assert isinstance(bn0, BatchNorm) and bn0.running_mean is not None
-        scale, shift = batch_norm_affine(bn0)
-        return scale.to(bn0.running_mean.dtype), shift.to(bn0.running_mean.dtype)
+        if has_global_hooks():
+            return None
+        if is_foldable(bn0):
+            assert isinstance(bn0, BatchNorm) and bn0.running_mean is not None
+            scale, shift = batch_norm_affine(bn0)
+            return scale.to(bn0.running_mean.dtype), shift.to(bn0.running_mean.dtype)
+        return per_bin_affine(bn0, logmel) if is_plain(bn0) else None
 
     @property
     def is_folded(self) -> bool:

@@ -10,12 +10,14 @@ import getpass
 import os
 
 from fastsep.batchnorm import batch_norm_affine
-from fastsep.checks import BlockParameters
+from fastsep.checks import BatchNormBlockParameters, BlockParameters
 from fastsep.folding import fold_batchnorm
 from fastsep.functional import (
     global_pool_mlp,
     sep_conv2d,
     sep_conv2d_block,
+    sep_conv2d_bn_block,
+    sep_conv2d_bn_stack,
     sep_conv2d_stack,
 )
 from fastsep.fusion import FuseReport, fuse, unfuse
@@ -25,6 +27,7 @@ from fastsep.version import __version__
 
 __all__ = [
     "BackendStatus",
+    "BatchNormBlockParameters",
     "BlockParameters",
     "FuseReport",
     "SepConv2d",
@@ -38,6 +41,8 @@ __all__ = [
     "global_pool_mlp",
     "sep_conv2d",
     "sep_conv2d_block",
+    "sep_conv2d_bn_block",
+    "sep_conv2d_bn_stack",
     "sep_conv2d_stack",
     "unfuse",
     "use_backend",

@@ -1,10 +1,15 @@
-"""Batch norm in eval mode as an affine map, and that map folded into the taps and a bias."""
+"""Batch norm as an affine map, that map folded into the taps and a bias, and blocks in training."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from fastsep.checks import few_values
 from fastsep.dispatch import is_observed
 from fastsep.hooks import has_hooks
+from fastsep.layouts import accumulator
+from fastsep.training import track
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
 
@@ -54,6 +59,59 @@ def batch_norm_affine(bn: BatchNorm, eps: float | None = None) -> tuple[Tensor, 
     return scale, shift
 
 
+def per_bin_affine(bn: nn.BatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The (scale, shift), each (F,) of x's dtype, that `bn` applies to x's bins as to channels.
+
+    As in `bn(x.transpose(1, 3)).transpose(1, 3)` with the statistics of the batch; the running ones
+    follow. Differentiable in bn's parameters and in x.
+
+    Args:
+        bn: of F channels, that `uses_batch_statistics` and `is_plain`.
+        x: (N, C, T, F).
+    """
+    norm = norm_of(bn)
+    count = x.shape[0] * x.shape[1] * x.shape[2]
+    if count == 1:
+        raise ValueError(few_values(x.transpose(1, 3).shape))
+    # Centred before it is squared. Three times as fast as torch.var_mean on a batch of log-mels.
+    values, n = x.reshape(-1, x.shape[3]).to(accumulator(x.dtype)), max(count, 1)
+    centre = (values.sum(0) / n).detach()
+    values = values - centre
+    rest = values.sum(0).double() / n
+    mean, var = centre + rest, values.square().sum(0) / n - rest.square()
+    if norm.training:
+        running = norm.running_mean, norm.running_var, norm.num_batches_tracked
+        track(*running, norm.momentum, (mean.detach(), var.detach()), count)
+    scale = (var + norm.eps).rsqrt()
+    if norm.gamma is not None:
+        scale = scale * norm.gamma
+    shift = -scale * mean
+    if norm.beta is not None:
+        shift = shift + norm.beta
+    return scale.to(x.dtype), shift.to(x.dtype)
+
+
+class Norm(NamedTuple):
+    """A batch norm as its forward reads itself, in the order of `BatchNormBlockParameters`."""
+
+    gamma: Tensor | None
+    beta: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+    training: bool
+    momentum: float | None
+    eps: float
+
+
+def norm_of(bn: BatchNorm) -> Norm:
+    keeps = bn.track_running_stats or not bn.training
+    mean, var = (bn.running_mean, bn.running_var) if keeps else (None, None)
+    count = bn.num_batches_tracked if bn.training and keeps else None
+    momentum = 0.0 if bn.momentum is None and count is None else bn.momentum
+    return Norm(bn.weight, bn.bias, mean, var, count, bn.training, momentum, bn.eps)
+
+
 def uses_batch_statistics(bn: BatchNorm) -> bool:
     """Whether `bn` takes mean and variance from its input."""
     return bn.training or bn.running_mean is None
@@ -64,6 +122,12 @@ def is_foldable(bn: nn.Module) -> bool:
     if not isinstance(bn, BatchNorm) or type(bn).forward not in _FORWARDS or has_hooks(bn):
         return False
     return not uses_batch_statistics(bn)
+
+
+def is_plain(bn: nn.Module) -> bool:
+    """Whether calling `bn` does what `norm_of` says: no hooks, no statistics across devices."""
+    plain = isinstance(bn, nn.BatchNorm2d) and type(bn).forward is nn.BatchNorm2d.forward
+    return (plain and not has_hooks(bn)) or is_foldable(bn)
 
 
 _FORWARDS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)  # a subclass's may do anything

@@ -26,6 +26,42 @@ class BlockParameters(NamedTuple):
     pool: int = 2
 
 
+class BatchNormBlockParameters(NamedTuple):
+    """One block of a stack in training: a convolution without bias, and `nn.BatchNorm2d`'s state.
+
+    Attributes:
+        pointwise, time_taps, freq_taps: (Cout, Cin), (Cout, 3), (Cout, 3).
+        gamma, beta: (Cout,), or None for 1 and 0.
+        running_mean, running_var: (Cout,), or None: then the statistics are always the batch's.
+        num_batches_tracked: integer (), or None.
+        training: normalise with the batch's statistics and let the running ones follow; False:
+            normalise with the running ones, which stay (frozen statistics).
+        momentum: the share of the batch in the running statistics; None for the mean over all
+            batches that were tracked.
+        eps: what is added to the variance.
+        dilation, pool: geometry, as in `BlockParameters`.
+    """
+
+    pointwise: Tensor
+    time_taps: Tensor
+    freq_taps: Tensor
+    gamma: Tensor | None = None
+    beta: Tensor | None = None
+    running_mean: Tensor | None = None
+    running_var: Tensor | None = None
+    num_batches_tracked: Tensor | None = None
+    training: bool = True
+    momentum: float | None = 0.1
+    eps: float = 1e-5
+    dilation: int = 2
+    pool: int = 2
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether it normalises with the running statistics."""
+        return not self.training and self.running_mean is not None
+
+
 def check_input(x: Tensor) -> None:
     """x is a map (N, C, T, F) of a dtype that the operators compute in."""
     if not isinstance(x, Tensor):
@@ -86,6 +122,29 @@ def check_blocks(x: Tensor, blocks: Sequence[BlockParameters]) -> None:
         channels = block.pointwise.shape[0]
 
 
+def check_bn_blocks(x: Tensor, blocks: Sequence[BatchNormBlockParameters], where: str) -> None:
+    """Each block takes the channels that the one before gives, and has values to normalise.
+
+    where: what to call a block, "{}" standing for its number.
+    """
+    clips, channels, frames, bins = x.shape
+    for i, block in enumerate(blocks):
+        here = where.format(i)
+        check_block(x, channels, here, *block[:3], None)
+        channels = block.pointwise.shape[0]
+        for name in ("gamma", "beta", "running_mean", "running_var"):
+            if (tensor := getattr(block, name)) is not None:
+                _check_weight(x, here, name, tensor, (channels,), "(Cout,)")
+        if not block.is_frozen and clips * frames * bins == 1:
+            raise ValueError(few_values(torch.Size((clips, channels, frames, bins))))
+        frames, bins = frames // block.pool, bins // block.pool
+
+
+def few_values(size: torch.Size) -> str:
+    """What PyTorch says where a channel has one value, and so no variance."""
+    return f"Expected more than 1 value per channel when training, got input size {size}"
+
+
 def check_layers(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
     """Each linear layer takes what the one before gives, the first x's channels."""
     width = x.shape[1]
@@ -101,6 +160,13 @@ def checked_blocks(blocks: Sequence[Any]) -> list[BlockParameters]:
     if not blocks:
         raise ValueError("blocks is empty: a stack needs at least one block")
     return [_checked_block(i, block) for i, block in enumerate(blocks)]
+
+
+def checked_bn_blocks(blocks: Sequence[Any], where: str) -> list[BatchNormBlockParameters]:
+    """As `checked_blocks`, of a stack in training; the rest is for `check_bn_blocks`."""
+    if not blocks:
+        raise ValueError("blocks is empty: a stack needs at least one block")
+    return [_checked_bn_block(where.format(i), block) for i, block in enumerate(blocks)]
 
 
 def checked_layers(layers: Sequence[Any]) -> tuple[list[Tensor], list[Tensor]]:
@@ -135,6 +201,29 @@ def _checked_block(index: int, block: Any) -> BlockParameters:
             )
         block = BlockParameters(*block)
     check_geometry(f"blocks[{index}].", block.dilation, block.pool)
+    return block
+
+
+def _checked_bn_block(where: str, block: Any) -> BatchNormBlockParameters:
+    if type(block) is not BatchNormBlockParameters:
+        if not isinstance(block, (tuple, list)) or not 3 <= len(block) <= 13:
+            raise TypeError(
+                f"{where.removesuffix('.')} must be BatchNormBlockParameters, "
+                f"got {type(block).__name__}"
+            )
+        block = BatchNormBlockParameters(*block)
+    check_geometry(where, block.dilation, block.pool)
+    if (block.running_mean is None) != (block.running_var is None):
+        raise ValueError(f"{where}running_mean and {where}running_var go together: one is None")
+    if not isinstance(block.eps, (int, float)) or not block.eps > 0:
+        raise ValueError(f"{where}eps must be a positive number, got {block.eps!r}")
+    if block.momentum is not None and not isinstance(block.momentum, (int, float)):
+        raise TypeError(
+            f"{where}momentum must be a number or None, got {type(block.momentum).__name__}"
+        )
+    counts = block.momentum is None and block.training and block.running_mean is not None
+    if counts and block.num_batches_tracked is None:
+        raise ValueError(f"{where}momentum is None, which needs num_batches_tracked")
     return block
 
 

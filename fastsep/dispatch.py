@@ -56,6 +56,12 @@ def run(
     return operator(x, *args)
 
 
+def has_kernel(name: str, x: Tensor) -> bool:
+    """Whether a call with x goes to an operator's own kernel."""
+    traced = torch.compiler.is_compiling() or torch._C._is_tracing()
+    return _backend_of(x, traced) in KERNELS[name]
+
+
 def as_node(function: Callable[..., Tensor], x: fx.Proxy, *args: Any, **kwargs: Any) -> Any:
     """A call of `function` in the graph that torch.fx makes of what it does with x."""
     return x.tracer.create_proxy("call_function", function, (x, *args), kwargs)

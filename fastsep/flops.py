@@ -55,6 +55,32 @@ def stack_flop(
     return total
 
 
+def bn_stack_flop(
+    x: Shape, pointwise: list[Shape], a: Any, b: Any, gamma: Any, beta: Any, mean: Any, var: Any,
+    eps: Any, dilation: Any, pool: list[int], *_: Any, **__: Any,
+) -> int:  # fmt: skip
+    return stack_flop(x, pointwise, a, b, beta, dilation, pool)
+
+
+def bn_stack_backward_flop(
+    grad: Shape, x: Shape, pointwise: list[Shape], a: Any, b: Any, gamma: Any, beta: Any,
+    statistics: Any, frozen: Any, eps: Any, dilation: Any, pool: list[int], scale: Any, shift: Any,
+    stripes: Any, saved: Any, needs: list[int], needs_x: bool, needs_affine: bool, **_: Any,
+) -> int:  # fmt: skip
+    """Down to the first block that needs anything; the taps again, for ReLU."""
+    clips, _channels, frames, bins = x
+    total, goes_on = 0, needs_x or needs_affine
+    for weight, side, need in zip(pointwise, pool, needs, strict=True):
+        size = (clips, weight[1], frames, bins)
+        of_taps, of_pointwise, of_z = need & 2 > 0, need & 1, need & 1 or goes_on
+        if need or goes_on:
+            total += (of_pointwise + goes_on) * _product_flop(size, weight)
+            total += (1 + of_taps + bool(of_z)) * _taps_flop(size, weight)
+        goes_on = goes_on or need > 0
+        frames, bins = frames // side, bins // side
+    return total
+
+
 def head_flop(x: Shape, weight: list[Shape], *_: Any, **__: Any) -> int:
     return sum(2 * x[0] * math.prod(layer) for layer in weight)
 
@@ -65,6 +91,8 @@ FORMULAS = {
     operators.sep_conv2d_block: conv_flop,
     operators.sep_conv2d_block_backward: block_backward_flop,
     operators.sep_conv2d_stack: stack_flop,
+    operators.sep_conv2d_bn_stack: bn_stack_flop,
+    operators.sep_conv2d_bn_stack_backward: bn_stack_backward_flop,
     operators.global_pool_mlp: head_flop,
 }
 

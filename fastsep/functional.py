@@ -1,4 +1,4 @@
-"""What users call: the operator, the block, the stack and the network's head.
+"""What users call: the operator, the block, the stacks and the network's head.
 
 All functions are differentiable once in every floating argument, deterministic, and never return a
 view of an input. float16 and bfloat16 accumulate in float32 and round once. Under autocast the
@@ -9,26 +9,31 @@ compiled or not, and in torch.onnx.export everything runs in plain PyTorch.
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 import fastsep.flops
 import fastsep.ops  # noqa: F401  (both register what they have)
 from fastsep import reference
 from fastsep.checks import (
+    BatchNormBlockParameters,
     BlockParameters,
     check_block,
     check_blocks,
+    check_bn_blocks,
     check_compute,
     check_geometry,
     check_input,
     check_layers,
     check_poolable,
     checked_blocks,
+    checked_bn_blocks,
     checked_layers,
     checked_load,
 )
-from fastsep.dispatch import as_node, run
+from fastsep.dispatch import as_node, autocasts, has_kernel, run
 from fastsep.layouts import in_format_of
+from fastsep.training import batch_norm, relu_pool, run_bn_stack
 
 
 def sep_conv2d(
@@ -144,6 +149,77 @@ def sep_conv2d_stack(
     return run("sep_conv2d_stack", _block_by_block, check, x, *columns, scale, shift, stripes, bf16)
 
 
+def sep_conv2d_bn_stack(
+    x: Tensor,
+    blocks: Sequence[BatchNormBlockParameters],
+    *,
+    affine: tuple[Tensor, Tensor] | None = None,
+    stripes: Tensor | None = None,
+) -> Tensor:
+    """Consecutive blocks with batch norm, in training: one operator, forward and backward.
+
+    A block is `sep_conv2d` without bias, batch norm, ReLU and pool x pool average pooling. Batch
+    norm is that of `nn.BatchNorm2d` in every mode: it takes its statistics from the batch and moves
+    the running ones, in place; or it normalises with the running ones, which stay. For inference
+    `sep_conv2d_stack` with folded batch norms is faster.
+
+    float32 and float64 on a CPU; elsewhere the blocks run layer by layer. The same bits for any
+    number of threads.
+
+    Args:
+        x, affine, stripes: as for `sep_conv2d_stack`; differentiable in x and affine.
+        blocks: at least one; see `BatchNormBlockParameters`.
+
+    Returns:
+        (N, Cout of the last block, T', F') with T' = T // pool // pool ... over the blocks.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit together, by name; a channel with one value
+            in the batch, which has no variance.
+    """
+    if isinstance(x, fx.Proxy):
+        return as_node(sep_conv2d_bn_stack, x, blocks, affine=affine, stripes=stripes)
+    load = checked_load(x, affine, stripes)
+    return _run_bn_blocks(x, checked_bn_blocks(blocks, "blocks[{}]."), load, "blocks[{}].")
+
+
+def sep_conv2d_bn_block(
+    x: Tensor,
+    pointwise: Tensor,
+    time_taps: Tensor,
+    freq_taps: Tensor,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    num_batches_tracked: Tensor | None = None,
+    *,
+    training: bool = True,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    dilation: int = 2,
+    pool: int = 2,
+) -> Tensor:
+    """One block of `sep_conv2d_bn_stack`.
+
+    Args:
+        x: (N, Cin, T, F), as for `sep_conv2d`.
+        pointwise and all others: as in `BatchNormBlockParameters`.
+
+    Returns:
+        (N, Cout, T // pool, F // pool).
+    """
+    block = BatchNormBlockParameters(
+        pointwise, time_taps, freq_taps, gamma, beta, running_mean, running_var,
+        num_batches_tracked, training, momentum, eps, dilation, pool,
+    )  # fmt: skip
+    if isinstance(x, fx.Proxy):
+        settings = {name: getattr(block, name) for name in block._fields[8:]}
+        return as_node(sep_conv2d_bn_block, x, *block[:8], **settings)
+    check_input(x)
+    return _run_bn_blocks(x, checked_bn_blocks([block], ""), (None, None, None), "")
+
+
 def global_pool_mlp(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]] = ()) -> Tensor:
     """The network's head: global pooling, then linear layers with a ReLU between them.
 
@@ -177,4 +253,21 @@ def _block_by_block(x: Tensor, *args: Any) -> Tensor:
     y = reference.load(x, scale, shift, stripes)
     for *weights, dilation, pool in zip(*columns, strict=True):
         y = sep_conv2d_block(y, *weights, dilation=dilation, pool=pool)
+    return in_format_of(x, y)
+
+
+def _run_bn_blocks(
+    x: Tensor,
+    blocks: Sequence[BatchNormBlockParameters],
+    load: tuple[Tensor | None, Tensor | None, Tensor | None],
+    where: str,
+) -> Tensor:
+    check_bn_blocks(x, blocks, where)
+    native = x.dtype in (torch.float32, torch.float64) and not autocasts(x.device.type)
+    if native and has_kernel("sep_conv2d_bn_stack", x):
+        return run_bn_stack(x, blocks, *load)
+    y = reference.load(x, *load)
+    for block in blocks:
+        y = sep_conv2d(y, *block[:3], dilation=block.dilation)
+        y = relu_pool(batch_norm(y, block), block.pool)
     return in_format_of(x, y)

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsep.batchnorm import FoldCache, is_foldable
-from fastsep.checks import BlockParameters
+from fastsep.batchnorm import FoldCache, is_foldable, is_plain, norm_of
+from fastsep.checks import BatchNormBlockParameters, BlockParameters
 from fastsep.front import Front, behind, put, take_off
-from fastsep.functional import sep_conv2d
+from fastsep.functional import sep_conv2d, sep_conv2d_bn_stack
 from fastsep.hooks import has_global_hooks
 from fastsep.modules import SepConv2d, SepConvBlock, norm_relu_pool
 from fastsep.recognise import Layers, followers, recognise
 from fastsep.snapshot import Snapshot
-from fastsep.streaming import Block, chain, run_block, unchain
+from fastsep.streaming import Block, chain, learns, run_block, unchain
 
 
 @dataclass
@@ -54,8 +54,8 @@ class _Fusion:
 class FusedSepConv(Front, Block):
     """In front of the class of a block or operator: its layers, run fused.
 
-    In training the convolutions are one operator; in eval mode batch norm, ReLU and pooling join
-    it. Where layers have hooks, or are not what they were, the forward runs as it was written.
+    Convolutions, batch norm, ReLU and pooling are one operator. Where layers have hooks, or are not
+    what they were, the forward runs as it was written.
     """
 
     _fusion: _Fusion | None = None  # that of an instance the class makes, as slices are
@@ -72,7 +72,10 @@ class FusedSepConv(Front, Block):
         ):
             return behind(self).forward(self, *args, **kwargs)
         x, layers = args[0], fusion.layers
-        if layers.relu and self._norm_folds():
+        folds = layers.relu and self._norm_folds()
+        if (not folds or learns(self)) and self._norm_trains():
+            return sep_conv2d_bn_stack(x, [self.unfolded()])
+        if folds:
             return run_block(self, x, self.folded())
         y = sep_conv2d(x, *self._weights(), dilation=layers.dilation)
         return norm_relu_pool(self._batch_norm(), y, layers.pool) if layers.relu else y
@@ -101,6 +104,9 @@ class FusedSepConv(Front, Block):
 
     may_join = can_fold
 
+    def can_train(self) -> bool:
+        return self._fusion is not None and self._norm_trains() and self.is_as_recognised()
+
     def folded(self) -> BlockParameters:
         bn, layers = self._batch_norm(), self._layers()
         pointwise, time, freq, bias = self._weights()
@@ -111,6 +117,12 @@ class FusedSepConv(Front, Block):
         taps = self._fusion.cache(bn, time, freq)
         assert taps is not None  # as can_fold says
         return BlockParameters(pointwise, *taps, layers.dilation, layers.pool)
+
+    def unfolded(self) -> BatchNormBlockParameters:
+        layers, norm = self._layers(), norm_of(self._batch_norm())
+        pointwise, time, freq, _ = self._weights()
+        geometry = layers.dilation, layers.pool
+        return BatchNormBlockParameters(pointwise, time, freq, *norm, *geometry)
 
     def as_block(self) -> SepConvBlock:
         """A SepConvBlock of the same weights, not shared."""
@@ -134,6 +146,10 @@ class FusedSepConv(Front, Block):
     def _norm_folds(self) -> bool:
         bn = self._batch_norm()
         return bn is None if self._layers().bn is None else is_foldable(bn)
+
+    def _norm_trains(self) -> bool:
+        layers, bn = self._layers(), self._batch_norm()
+        return layers.relu and not layers.biased and bn is not None and is_plain(bn)
 
     def _batch_norm(self) -> Any:
         path = self._layers().bn

@@ -23,6 +23,8 @@ KERNELS: dict[str, tuple[str, ...]] = {
     "sep_conv2d_block": ("cpu", "triton", "cuda"),
     "sep_conv2d_block_backward": ("cpu", "triton"),
     "sep_conv2d_stack": ("cpu", "triton"),
+    "sep_conv2d_bn_stack": ("cpu",),
+    "sep_conv2d_bn_stack_backward": ("cpu",),
     "global_pool_mlp": ("cpu",),
 }
 
@@ -64,6 +66,12 @@ if os.environ.get("FASTSEP_CPU_ISA") and _cpu_missing is None:
         torch.ops.fastsep_cpu.set_isa(os.environ["FASTSEP_CPU_ISA"])
     except RuntimeError as error:
         raise RuntimeError(f"FASTSEP_CPU_ISA: {error}".splitlines()[0]) from None
+
+
+def vector_bytes() -> int:
+    """Of the instruction set that the C++ kernels run for."""
+    isa = "baseline" if _cpu_missing is not None else torch.ops.fastsep_cpu.isa()
+    return {"avx2": 32, "baseline": 16}.get(isa, 64)
 
 
 def _cpu() -> BackendStatus:

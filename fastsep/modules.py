@@ -8,15 +8,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastsep import reference
-from fastsep.batchnorm import BatchNorm, FoldCache, fold, is_foldable
-from fastsep.checks import BlockParameters, checked_load
+from fastsep.batchnorm import BatchNorm, FoldCache, fold, is_foldable, is_plain, norm_of
+from fastsep.checks import BatchNormBlockParameters, BlockParameters, checked_load
 from fastsep.functional import (
     global_pool_mlp,
     sep_conv2d,
+    sep_conv2d_bn_stack,
     sep_conv2d_stack,
 )
 from fastsep.hooks import has_global_hooks, has_hooks
-from fastsep.streaming import Block, run_block
+from fastsep.streaming import Block, learns, run_block
+from fastsep.training import relu_pool
 
 
 class SepConv2d(nn.Module):
@@ -56,8 +58,8 @@ class SepConv2d(nn.Module):
 class SepConvBlock(Block):
     """Separable convolution, batch norm, ReLU, average pooling.
 
-    (N, in_channels, T, F) -> (N, out_channels, T // pool, F // pool). In eval mode the batch norm
-    is folded on the fly and the block is one fused pass; `fold_batchnorm` makes that permanent.
+    (N, in_channels, T, F) -> (N, out_channels, T // pool, F // pool), one operator in every mode.
+    In eval mode the batch norm is folded on the fly; `fold_batchnorm` makes that permanent.
     """
 
     bn: nn.BatchNorm2d | None
@@ -79,15 +81,26 @@ class SepConvBlock(Block):
         self._fold = FoldCache()
 
     def forward(self, x: Tensor) -> Tensor:
-        if not isinstance(x, fx.Proxy) and self.can_fold() and not has_global_hooks():
-            return run_block(self, x, self.folded())
+        if not isinstance(x, fx.Proxy) and not has_global_hooks():
+            folds = self.can_fold()
+            if (not folds or learns(self)) and self.can_train():
+                return sep_conv2d_bn_stack(x, [self.unfolded()])
+            if folds:
+                return run_block(self, x, self.folded())
         return norm_relu_pool(self.bn, self.conv(x), self.pool)
 
     def can_fold(self) -> bool:
         conv, bn = self._modules["conv"], self._modules["bn"]  # each look-up as an attribute shows
-        if conv is None or type(conv).forward is not SepConv2d.forward or has_hooks(conv):
+        if conv is None or not _is_plain_conv(conv):
             return False
         return conv.bias is not None if bn is None else is_foldable(bn)
+
+    def can_train(self) -> bool:
+        conv: Any = self._modules["conv"]
+        bn: Any = self._modules["bn"]
+        if conv is None or bn is None or not _is_plain_conv(conv):
+            return False
+        return conv.bias is None and is_plain(bn)
 
     def folded(self) -> BlockParameters:
         bn, conv = self.bn, self.conv
@@ -97,6 +110,13 @@ class SepConvBlock(Block):
         time, freq, bias = weights
         assert bias is not None
         return BlockParameters(pointwise, time, freq, bias, conv.dilation, self.pool)
+
+    def unfolded(self) -> BatchNormBlockParameters:
+        bn, conv = self.bn, self.conv
+        assert bn is not None
+        pointwise, time, freq = conv.pointwise, conv.time_taps, conv.freq_taps
+        geometry = conv.dilation, self.pool
+        return BatchNormBlockParameters(pointwise, time, freq, *norm_of(bn), *geometry)
 
     def may_join(self) -> bool:
         return self.can_fold() and type(self).forward is SepConvBlock.forward
@@ -126,7 +146,7 @@ class SepConvBlock(Block):
 
 
 class SepConvStack(nn.Sequential):
-    """Consecutive `SepConvBlock`s; in eval mode one streaming pass over all of them.
+    """Consecutive `SepConvBlock`s as one operator; in eval mode one streaming pass.
 
     Args:
         blocks: of the stack, which is a `nn.Sequential` of them.
@@ -160,10 +180,17 @@ class SepConvStack(nn.Sequential):
         """x (N, C, T, F); affine, stripes and result as for `sep_conv2d_stack`."""
         blocks = list(self)
         traced = isinstance(x, fx.Proxy)
-        if traced or has_global_hooks() or not all(_may_join(block) for block in blocks):
-            return super().forward(load(x, affine, stripes))
-        weights = [block.folded() for block in blocks]
-        return sep_conv2d_stack(x, weights, affine=affine, stripes=stripes, compute=self.compute)
+        if not traced and not has_global_hooks() and all(_is_plain_block(b) for b in blocks):
+            folds = all(block.can_fold() for block in blocks)
+            if (not folds or learns(self)) and all(block.can_train() for block in blocks):
+                unfolded = [block.unfolded() for block in blocks]
+                return sep_conv2d_bn_stack(x, unfolded, affine=affine, stripes=stripes)
+            if folds:
+                folded = [block.folded() for block in blocks]
+                return sep_conv2d_stack(
+                    x, folded, affine=affine, stripes=stripes, compute=self.compute
+                )
+        return super().forward(load(x, affine, stripes))
 
 
 class GlobalPool(nn.Module):
@@ -173,9 +200,14 @@ class GlobalPool(nn.Module):
         return global_pool_mlp(x)
 
 
-def _may_join(block: nn.Module) -> bool:
-    """Also of what somebody put into a stack later."""
-    return isinstance(block, SepConvBlock) and not has_hooks(block) and block.may_join()
+def _is_plain_block(block: nn.Module) -> bool:
+    """Whether calling it is SepConvBlock's forward; also of what was put into a stack later."""
+    plain = isinstance(block, SepConvBlock) and type(block).forward is SepConvBlock.forward
+    return plain and not has_hooks(block)
+
+
+def _is_plain_conv(conv: nn.Module) -> bool:
+    return type(conv).forward is SepConv2d.forward and not has_hooks(conv)
 
 
 def norm_relu_pool(bn: nn.Module | None, y: Tensor, pool: int) -> Tensor:
@@ -187,16 +219,6 @@ def norm_relu_pool(bn: nn.Module | None, y: Tensor, pool: int) -> Tensor:
 def load(x: Tensor, affine: tuple[Tensor, Tensor] | None, stripes: Tensor | None) -> Tensor:
     """The input as a stack's first block sees it."""
     return reference.load(x, *checked_load(x, affine, stripes))
-
-
-@fx.wrap
-def relu_pool(y: Tensor, pool: int) -> Tensor:
-    y = torch.relu(y)
-    if pool == 1:
-        return y
-    if min(y.shape[2:]) < pool:  # no window fits, which avg_pool2d calls an error
-        return y[:, :, : y.shape[2] // pool, : y.shape[3] // pool]
-    return nn.functional.avg_pool2d(y, pool)
 
 
 def _bound(fan_in: int) -> float:

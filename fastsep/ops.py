@@ -4,7 +4,8 @@ The kernels are elsewhere: csrc registers the CPU's, the end of this file the GP
 through `fastsep.functional`, which checks its arguments.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from fastsep.dispatch import (
     tensors_of,
     without,
 )
-from fastsep.kernels import KERNELS, gpu_kernels, interpreted
+from fastsep.kernels import KERNELS, gpu_kernels, interpreted, vector_bytes
 from fastsep.layouts import in_format_of, new_map
 from fastsep.reference import global_pool_mlp, load
 
@@ -40,6 +41,25 @@ library.define(
     "sep_conv2d_stack(Tensor x, Tensor[] pointwise, Tensor[] time_taps, Tensor[] freq_taps, "
     "Tensor[] bias, int[] dilation, int[] pool, Tensor? scale, Tensor? shift, Tensor? stripes, "
     "bool bf16) -> Tensor"
+)
+_BN_BLOCKS = (
+    "Tensor[] pointwise, Tensor[] time_taps, Tensor[] freq_taps, Tensor[] gamma, Tensor[] beta"
+)
+_BN_GEOMETRY = (
+    "float[] eps, int[] dilation, int[] pool, Tensor? scale, Tensor? shift, Tensor? stripes"
+)
+# mean, var: frozen statistics (C,), or (0,) for the batch's. statistics: mean and biased variance
+# as used, float64 (2, C) a block. saved: two tensors a block for the backward pass.
+library.define(
+    f"sep_conv2d_bn_stack(Tensor x, {_BN_BLOCKS}, Tensor[] mean, Tensor[] var, {_BN_GEOMETRY}, "
+    "bool save) -> (Tensor y, Tensor[] statistics, Tensor[] saved)"
+)
+# needs: of each block, + 1 for pointwise's gradient, + 2 for the others'. gradients: five a block,
+# those of its tensors; (0,) where nobody asks.
+library.define(
+    f"sep_conv2d_bn_stack_backward(Tensor grad, Tensor x, {_BN_BLOCKS}, Tensor[] statistics, "
+    f"int[] frozen, {_BN_GEOMETRY}, Tensor[] saved, int[] needs, bool needs_x, bool needs_affine) "
+    "-> (Tensor dx, Tensor[] gradients, Tensor d_scale, Tensor d_shift)"
 )
 library.define("global_pool_mlp(Tensor x, Tensor[] weight, Tensor[] bias) -> Tensor")
 
@@ -96,6 +116,72 @@ def _(x: Tensor, weight: list[Tensor], bias: list[Tensor]) -> Tensor:
     return x.new_empty(x.shape[0], weight[-1].shape[0] if weight else x.shape[1])
 
 
+@_fake("sep_conv2d_bn_stack")
+def _(
+    x: Tensor,
+    pointwise: list[Tensor],
+    time_taps: list[Tensor],
+    freq_taps: list[Tensor],
+    gamma: list[Tensor],
+    beta: list[Tensor],
+    mean: list[Tensor],
+    var: list[Tensor],
+    eps: list[float],
+    dilation: list[int],
+    pool: list[int],
+    scale: Tensor | None,
+    shift: Tensor | None,
+    stripes: Tensor | None,
+    save: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """What is saved of a block: its input, which of the first autograd has, and z; blocked."""
+    clips, _, frames, bins = x.shape
+    lanes = vector_bytes() // x.element_size()
+    saved = []
+    for i, (weight, d, p) in enumerate(zip(pointwise, dilation, pool, strict=True)):
+        out, channels = weight.shape
+        wide = bins + 2 * min(d, bins)
+        sizes = [
+            clips * frames * _up(channels, lanes) * _odd(bins) if i > 0 else 0,
+            clips * frames * _up(out, lanes) * _odd(wide) if i > 0 or channels != 1 else 0,
+        ]
+        saved += [x.new_empty(size if save else 0) for size in sizes]
+        frames, bins = frames // p, bins // p
+    y = new_map(x, (clips, pointwise[-1].shape[0], frames, bins))
+    return y, [x.new_empty(2, len(w), dtype=torch.float64) for w in pointwise], saved
+
+
+def _up(channels: int, lanes: int) -> int:
+    return (channels + lanes - 1) // lanes * lanes
+
+
+def _odd(size: int) -> int:
+    return size + 1 - size % 2
+
+
+@_fake("sep_conv2d_bn_stack_backward")
+def _(
+    grad: Tensor,
+    x: Tensor,
+    pointwise: list[Tensor],
+    time_taps: list[Tensor],
+    freq_taps: list[Tensor],
+    gamma: list[Tensor],
+    beta: list[Tensor],
+    *args: Any,
+) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
+    *_, needs, needs_x, needs_affine = args
+    columns = pointwise, time_taps, freq_taps, gamma, beta
+    gradients = [
+        w.new_empty(w.shape if need & (1 if w is block[0] else 2) else (0,))
+        for block, need in zip(zip(*columns, strict=True), needs, strict=True)
+        for w in block
+    ]
+    dx = new_map(x, tuple(x.shape)) if needs_x else x.new_empty(0)
+    bins = x.shape[3] if needs_affine else 0
+    return dx, gradients, x.new_empty(bins), x.new_empty(bins)
+
+
 def _fake_gradients(
     x: Tensor, pointwise: Tensor, time_taps: Tensor, freq_taps: Tensor, needs_x: bool
 ) -> tuple[Tensor, ...]:
@@ -120,7 +206,8 @@ def _(
     return _fake_gradients(x, p, a, b, needs_x)
 
 
-# Autograd: z = pointwise @ x is recomputed in the backward kernels, so only inputs are saved.
+# Autograd: z = pointwise @ x is recomputed in the backward kernels, so only inputs are saved;
+# except by the stack in training, whose kernel hands out what it wants to see again.
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -147,7 +234,41 @@ def _differentiate_block(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (*_wanted(gradients, needs), None, None)
 
 
-def _wanted(gradients: tuple[Tensor, ...], needs: tuple[bool, ...]) -> list[Tensor | None]:
+def _save_bn_stack(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor], list[Tensor]]
+) -> None:
+    x, *columns, eps, dilation, pool, scale, shift, stripes, save = inputs
+    mean = columns[5]
+    _, statistics, saved = output
+    ctx.mark_non_differentiable(*statistics, *saved)
+    ctx.set_materialize_grads(False)  # zeros as large as all that is saved
+    ctx.save_for_backward(x, scale, shift, stripes, *chain(*columns[:5]), *statistics, *saved)
+    frozen = [int(m.numel() > 0) for m in mean]
+    ctx.frozen, ctx.eps, ctx.dilation, ctx.pool, ctx.save = frozen, eps, dilation, pool, save
+
+
+def _differentiate_bn_stack(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    blocks = len(ctx.frozen)
+    needs_x, *needs_weights, _, _, _, needs_scale, needs_shift, _, _ = ctx.needs_input_grad
+    needs_affine = needs_scale or needs_shift
+    nothing: list[Any] = [None] * blocks
+    if grad is None:
+        return None, *[nothing] * 7, *[None] * 7
+    if not ctx.save:
+        raise RuntimeError("fastsep::sep_conv2d_bn_stack was called with save=False")
+    x, scale, shift, stripes, *tensors = ctx.saved_tensors
+    *columns, statistics = [tensors[i * blocks : (i + 1) * blocks] for i in range(6)]
+    needs = [int(p) + 2 * any(others) for p, *others in zip(*needs_weights[:5], strict=True)]
+    dx, gradients, d_scale, d_shift = operators.sep_conv2d_bn_stack_backward(
+        grad, x, *columns, statistics, ctx.frozen, ctx.eps, ctx.dilation, ctx.pool,
+        scale, shift, stripes, tensors[6 * blocks :], needs, needs_x, needs_affine,
+    )  # fmt: skip
+    weights = [_wanted(gradients[i::5], needs_weights[i]) for i in range(5)]
+    dx, d_scale, d_shift = _wanted((dx, d_scale, d_shift), (needs_x, needs_scale, needs_shift))
+    return dx, *weights, nothing, nothing, None, None, None, d_scale, d_shift, None, None
+
+
+def _wanted(gradients: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
     return [g if need else None for g, need in zip(gradients, needs, strict=False)]
 
 
@@ -164,8 +285,15 @@ torch.library.register_autograd(
 torch.library.register_autograd(
     "fastsep::sep_conv2d_block", _differentiate_block, setup_context=_save_block, lib=library
 )
+torch.library.register_autograd(
+    "fastsep::sep_conv2d_bn_stack",
+    _differentiate_bn_stack,
+    setup_context=_save_bn_stack,
+    lib=library,
+)
 torch.library.register_autograd("fastsep::sep_conv2d_backward", _refuse, lib=library)
 torch.library.register_autograd("fastsep::sep_conv2d_block_backward", _refuse, lib=library)
+torch.library.register_autograd("fastsep::sep_conv2d_bn_stack_backward", _refuse, lib=library)
 
 
 def _stack(
@@ -226,7 +354,7 @@ for _name in ("sep_conv2d", "sep_conv2d_block", "sep_conv2d_stack", "global_pool
     _register_autocast(_name, "cuda", "AutocastCUDA")
 
 
-# GPU kernels: Python that launches them.
+# GPU kernels: Python that launches them. The stack in training has none; see fastsep.training.
 
 
 def _register_launcher(name: str, key: str) -> None:
@@ -238,7 +366,7 @@ def _register_launcher(name: str, key: str) -> None:
     library.impl(name, launch, key)
 
 
-for _name in KERNELS:
+for _name in [name for name in KERNELS if not name.startswith("sep_conv2d_bn")]:
     _register_launcher(_name, "CUDA")
     if interpreted():
         _register_launcher(_name, "CPU")

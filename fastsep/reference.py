@@ -1,4 +1,4 @@
-"""The operator, the block, the stack and the head in plain PyTorch: what every kernel must compute.
+"""The operator, block, stacks and head in plain PyTorch: what every kernel must compute.
 
 Shapes: x (N, Cin, T, F); pointwise (Cout, Cin); time_taps and freq_taps (Cout, 3); bias (Cout,).
 Sizes may be zero. float16 and bfloat16 are computed in float32 and rounded once.
@@ -55,11 +55,7 @@ def sep_conv2d_block(
     wide = accumulator(x.dtype)
     weights = [w.to(wide) for w in (pointwise, time_taps, freq_taps, bias)]
     y = sep_conv2d(x.to(wide), weights[0], weights[1], weights[2], weights[3], dilation)
-    n, channels = y.shape[:2]
-    rows, columns = y.shape[2] // pool, y.shape[3] // pool
-    windows = torch.relu(y)[:, :, : rows * pool, : columns * pool]
-    windows = windows.reshape(n, channels, rows, pool, columns, pool)
-    return windows.mean(dim=(3, 5)).to(x.dtype)
+    return _relu_pool(y, pool).to(x.dtype)
 
 
 def sep_conv2d_stack(
@@ -74,6 +70,47 @@ def sep_conv2d_stack(
     for block in blocks:
         y = sep_conv2d_block(y, *block)
     return y
+
+
+def sep_conv2d_bn_stack(
+    x: Tensor,
+    pointwise: Sequence[Tensor],
+    time_taps: Sequence[Tensor],
+    freq_taps: Sequence[Tensor],
+    gamma: Sequence[Tensor],
+    beta: Sequence[Tensor],
+    mean: Sequence[Tensor],
+    var: Sequence[Tensor],
+    eps: Sequence[float],
+    dilation: Sequence[int],
+    pool: Sequence[int],
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    stripes: Tensor | None = None,
+) -> tuple[Tensor, list[Tensor]]:
+    """Consecutive blocks in training, on the loaded input: `sep_conv2d` without bias, batch norm,
+    ReLU and pooling. A list holds an argument of each block.
+
+    gamma, beta: (Cout,). mean, var: the frozen statistics, (Cout,), or (0,) to take the batch's.
+
+    Returns:
+        (y, statistics): for each block the mean and the biased variance that were used, float64
+        (2, Cout).
+    """
+    y, statistics = load(x, scale, shift, stripes), []
+    for i, weights in enumerate(zip(pointwise, time_taps, freq_taps, strict=True)):
+        y = sep_conv2d(y, *weights, None, dilation[i])
+        if mean[i].shape == gamma[i].shape:
+            used = torch.stack([mean[i], var[i]]).double()
+        else:
+            centre = y.double().mean((0, 2, 3))
+            spread = (y.double() - centre[:, None, None]).square().mean((0, 2, 3))
+            used = torch.stack([centre, spread])
+        statistics.append(used)
+        factor = gamma[i] * (used[1] + eps[i]).rsqrt()
+        y = (y - used[0][:, None, None]) * factor[:, None, None] + beta[i][:, None, None]
+        y = _relu_pool(y, pool[i]).to(x.dtype)
+    return y, statistics
 
 
 def load(x: Tensor, scale: Tensor | None, shift: Tensor | None, stripes: Tensor | None) -> Tensor:
@@ -104,6 +141,13 @@ def global_pool_mlp(x: Tensor, weight: Sequence[Tensor], bias: Sequence[Tensor])
     for i, (w, b) in enumerate(zip(weight, bias, strict=True)):
         y = F.linear(torch.relu(y) if i > 0 else y, w.to(wide), b.to(wide))
     return y.to(x.dtype)
+
+
+def _relu_pool(y: Tensor, pool: int) -> Tensor:
+    n, channels = y.shape[:2]
+    rows, columns = y.shape[2] // pool, y.shape[3] // pool
+    windows = torch.relu(y)[:, :, : rows * pool, : columns * pool]
+    return windows.reshape(n, channels, rows, pool, columns, pool).mean(dim=(3, 5))
 
 
 def _inside(positions: Tensor, chosen: Tensor, start: Tensor, stop: Tensor) -> Tensor:

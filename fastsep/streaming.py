@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsep.checks import BlockParameters
+from fastsep.checks import BatchNormBlockParameters, BlockParameters
 from fastsep.dispatch import is_transformed, tree_map_only, wrapper_tensor
 from fastsep.front import Front, behind, put, take_off
 from fastsep.functional import sep_conv2d_block, sep_conv2d_stack
@@ -80,6 +80,14 @@ class Block(nn.Module):
         """The weights of that pass; perhaps a cache's own, so for reading only."""
         raise NotImplementedError
 
+    def can_train(self) -> bool:
+        """Whether its layers are what `sep_conv2d_bn_stack` computes of `unfolded`."""
+        raise NotImplementedError
+
+    def unfolded(self) -> BatchNormBlockParameters:
+        """Weights and batch norm as they are."""
+        raise NotImplementedError
+
     def may_join(self) -> bool:
         """Whether that pass is all that the block does."""
         raise NotImplementedError
@@ -91,6 +99,11 @@ class Block(nn.Module):
         p = self.folded()
         taps = p.time_taps.clone(), p.freq_taps.clone(), p.bias.clone()
         return BlockParameters(p.pointwise, *taps, p.dilation, p.pool)
+
+
+def learns(module: nn.Module) -> bool:
+    """Whether a step may follow, for which folding would be in the way."""
+    return module.training and torch.is_grad_enabled()
 
 
 class _Scope(threading.local):

@@ -205,13 +205,11 @@ def _checked_block(index: int, block: Any) -> BlockParameters:
 
 
 def _checked_bn_block(where: str, block: Any) -> BatchNormBlockParameters:
-    if type(block) is not BatchNormBlockParameters:
-        if not isinstance(block, (tuple, list)) or not 3 <= len(block) <= 13:
-            raise TypeError(
-                f"{where.removesuffix('.')} must be BatchNormBlockParameters, "
-                f"got {type(block).__name__}"
-            )
-        block = BatchNormBlockParameters(*block)
+    if not isinstance(block, BatchNormBlockParameters):
+        raise TypeError(
+            f"{where.removesuffix('.')} must be BatchNormBlockParameters, got "
+            f"{type(block).__name__}"
+        )
     check_geometry(where, block.dilation, block.pool)
     if (block.running_mean is None) != (block.running_var is None):
         raise ValueError(f"{where}running_mean and {where}running_var go together: one is None")

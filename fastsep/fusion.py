@@ -17,10 +17,11 @@ from fastsep.checks import BatchNormBlockParameters, BlockParameters
 from fastsep.front import Front, behind, put, take_off
 from fastsep.functional import sep_conv2d, sep_conv2d_bn_stack
 from fastsep.hooks import has_global_hooks
-from fastsep.modules import SepConv2d, SepConvBlock, norm_relu_pool
+from fastsep.modules import SepConv2d, SepConvBlock
 from fastsep.recognise import Layers, followers, recognise
 from fastsep.snapshot import Snapshot
 from fastsep.streaming import Block, chain, learns, run_block, unchain
+from fastsep.training import norm_relu_pool
 
 
 @dataclass

@@ -18,7 +18,7 @@ from fastsep.functional import (
 )
 from fastsep.hooks import has_global_hooks, has_hooks
 from fastsep.streaming import Block, learns, run_block
-from fastsep.training import relu_pool
+from fastsep.training import norm_relu_pool
 
 
 class SepConv2d(nn.Module):
@@ -208,11 +208,6 @@ def _is_plain_block(block: nn.Module) -> bool:
 
 def _is_plain_conv(conv: nn.Module) -> bool:
     return type(conv).forward is SepConv2d.forward and not has_hooks(conv)
-
-
-def norm_relu_pool(bn: nn.Module | None, y: Tensor, pool: int) -> Tensor:
-    """What follows the convolution in a block whose layers are called one by one."""
-    return relu_pool(y if bn is None else bn(y), pool)
 
 
 @fx.wrap

@@ -6,7 +6,7 @@ The operator mutates nothing: running statistics are moved after it, from what i
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from fastsep.checks import BatchNormBlockParameters
@@ -95,7 +95,12 @@ def batch_norm(y: Tensor, block: BatchNormBlockParameters) -> Tensor:
     )
 
 
-@fx.wrap
+def norm_relu_pool(bn: nn.Module | None, y: Tensor, pool: int) -> Tensor:
+    """What follows the convolution in a block whose layers are called one by one."""
+    return relu_pool(y if bn is None else bn(y), pool)
+
+
+@fx.wrap  # as its callers here see it
 def relu_pool(y: Tensor, pool: int) -> Tensor:
     y = torch.relu(y)
     if pool == 1:

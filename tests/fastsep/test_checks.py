@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastsep
-from fastsep import BlockParameters, global_pool_mlp
+from fastsep import BatchNormBlockParameters, BlockParameters, global_pool_mlp
 
 X = torch.ones(2, 3, 8, 6)
 W: dict[str, Any] = {
@@ -17,6 +17,10 @@ W: dict[str, Any] = {
     "time_taps": torch.ones(4, 3),
     "freq_taps": torch.ones(4, 3),
     "bias": torch.ones(4),
+}
+NORMED: dict[str, Any] = {
+    **{name: W[name] for name in ("pointwise", "time_taps", "freq_taps")},
+    **{name: torch.ones(4) for name in ("gamma", "beta", "running_mean", "running_var")},
 }
 STRIPES = torch.zeros(2, 1, 3, dtype=torch.int32)
 
@@ -81,6 +85,87 @@ def call_stack(arguments: dict[str, Any]) -> Tensor:
     x = arguments.get("x", X)
     weights = {k: v for k, v in arguments.items() if k != "x"}
     return fastsep.sep_conv2d_stack(x, [good, BlockParameters(**{**W, **weights})])
+
+
+def call_bn_block(arguments: dict[str, Any]) -> Tensor:
+    return fastsep.sep_conv2d_bn_block(**{"x": X, **NORMED, **_normed(arguments)})
+
+
+def call_bn_stack(arguments: dict[str, Any]) -> Tensor:
+    """The arguments go to a block, behind one that is good."""
+    good = BatchNormBlockParameters(torch.eye(3), torch.ones(3, 3), torch.ones(3, 3), pool=1)
+    arguments = _normed(arguments)
+    x = arguments.pop("x", X)
+    block = BatchNormBlockParameters(**{**NORMED, **arguments})
+    return fastsep.sep_conv2d_bn_stack(x, [good, block])
+
+
+def _normed(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What is asked of a bias is asked of beta."""
+    return {name: v for name, v in arguments.items() if name != "bias"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"), [c for c in ANY_FUNCTION if "bias" not in c[0]], ids=named
+)
+@pytest.mark.parametrize("call", [call_bn_block, call_bn_stack])
+def test_bad_arguments_in_training(
+    backend: str,
+    call: Callable[[dict[str, Any]], Tensor],
+    arguments: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        call(arguments)
+
+
+BAD_NORM: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"pool": 0}, ValueError, r"pool must be at least 1, got 0"),
+    ({"gamma": torch.ones(3)}, ValueError, r"gamma must be .*\(4,\).*\(3,\)"),
+    ({"beta": 1.0}, TypeError, r"beta must be a tensor, got float"),
+    ({"beta": torch.ones(4).double()}, TypeError, r"beta is torch.float64 but x is"),
+    ({"running_mean": torch.ones(5)}, ValueError, r"running_mean must be .*\(4,\).*\(5,\)"),
+    ({"running_var": torch.ones(4).to("meta")}, ValueError, r"running_var is on meta"),
+    ({"running_mean": None}, ValueError, r"running_mean and .*running_var go together"),
+    ({"running_var": None}, ValueError, r"running_mean and .*running_var go together"),
+    ({"momentum": None}, ValueError, r"momentum is None, which needs num_batches_tracked"),
+    ({"momentum": "0.1"}, TypeError, r"momentum must be a number or None, got str"),
+    ({"eps": 0.0}, ValueError, r"eps must be a positive number, got 0.0"),
+    ({"eps": None}, ValueError, r"eps must be a positive number, got None"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD_NORM, ids=named)
+@pytest.mark.parametrize("call", [call_bn_block, call_bn_stack])
+def test_bad_batch_norms(
+    backend: str,
+    call: Callable[[dict[str, Any]], Tensor],
+    arguments: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    where = r"^blocks\[1\]\." if call is call_bn_stack else "^"
+    with pytest.raises(error, match=where + message):
+        call(arguments)
+    assert torch.equal(NORMED["running_var"], torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "error", "message"),
+    [
+        ([], ValueError, "blocks is empty"),
+        ([tuple(W.values())], TypeError, r"blocks\[0\] must be BatchNorm.*, got tuple"),
+        (
+            [BatchNormBlockParameters(**NORMED), BlockParameters(**W)],
+            TypeError,
+            r"blocks\[1\] must be BatchNormBlockParameters, got BlockParameters",
+        ),
+    ],
+)
+def test_bad_blocks_in_training(blocks: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        fastsep.sep_conv2d_bn_stack(X, blocks)
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), ANY_FUNCTION, ids=named)

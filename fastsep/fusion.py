@@ -150,7 +150,7 @@ class FusedSepConv(Front, Block):
 
     def _norm_trains(self) -> bool:
         layers, bn = self._layers(), self._batch_norm()
-        return layers.relu and not layers.biased and bn is not None and is_plain(bn)
+        return layers.relu and bn is not None and is_plain(bn)
 
     def _batch_norm(self) -> Any:
         path = self._layers().bn

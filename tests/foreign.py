@@ -1,9 +1,10 @@
-"""What several tests need: a model as people write it without fastsep, and ways to compare."""
+"""What several tests need: a model as people write it without fastsep; to compare and to watch."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}  # float64: a few thousand eps
 
@@ -42,6 +43,28 @@ class Model(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sigmoid(self.block(self.before(x)))
+
+
+class Calls(TorchDispatchMode):
+    """Notes the operators that run, and what the last backward was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.needs: tuple[list[int], bool, bool] | None = None
+        self.saves: bool | None = None
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        namespace, _, name = function.name().partition("::")
+        if namespace == "fastsep":
+            self.names.append(name)
+            if name == "sep_conv2d_bn_stack":
+                self.saves = args[-1]
+            elif name == "sep_conv2d_bn_stack_backward":
+                self.needs = args[-3:]
+        return function(*args, **(kwargs or {}))
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:

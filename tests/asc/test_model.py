@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from foreign import Calls
 from torch import Tensor, nn
 
 import fastsep
@@ -92,6 +93,76 @@ def test_training_normalises_before_it_masks() -> None:
     assert_close(model(x, stripes), expected, 1e-12)
     # The masked values have no part in the statistics.
     torch.testing.assert_close(model.bn0.running_mean, 0.1 * mean, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_training_step_is_that_of_pytorchs_layers(masked: bool) -> None:
+    """Gradients of all parameters and running statistics, in two steps."""
+    torch.manual_seed(3)
+    model = Cnn6Sep(dropout=0.0).double().train()
+    with torch.no_grad():
+        nn.init.uniform_(model.bn0.weight, 0.5, 1.5)  # type: ignore[arg-type]
+        nn.init.uniform_(model.bn0.bias, -0.5, 0.5)  # type: ignore[arg-type]
+    twin = to_eager(model)
+    for seed in range(2):
+        x = logmels(3, seed=seed)
+        stripes = SpecAugment(20, 60).draw(3, 32, 256) if masked else None
+        for m in (model, twin):
+            m.zero_grad()
+            m(x, stripes).square().sum().backward()
+        for got, wanted in zip(model.parameters(), twin.parameters(), strict=True):
+            assert got.grad is not None and wanted.grad is not None
+            assert_close(got.grad, wanted.grad.view_as(got.grad), 1e-10)
+        for a, b in zip(model.buffers(), twin.buffers(), strict=True):
+            assert_close(a, b, 1e-12)
+
+
+def test_bn_mel_and_masks_are_applied_as_the_first_block_loads() -> None:
+    """In training too: one operator, which asks for no gradient of the log-mels."""
+    if not fastsep.backends()["cpu"].available:
+        pytest.skip("no C++ kernels")
+    model, x = Cnn6Sep().train(), logmels(2).float()
+    stripes = SpecAugment(20, 60).draw(2, 32, 256)
+    with Calls() as calls:
+        model(x, stripes).sum().backward()
+    stack = [name for name in calls.names if "stack" in name]
+    assert stack == ["sep_conv2d_bn_stack", "sep_conv2d_bn_stack_backward"]
+    assert calls.needs == ([3] * 4, False, True)
+
+
+def test_log_mels_may_want_gradients() -> None:
+    """Which flow through BN-mel's statistics as well."""
+    model = Cnn6Sep(dropout=0.0).double().train()
+    twin, gradients = to_eager(model), []
+    for m in (model, twin):
+        x = logmels(2).requires_grad_()
+        m(x).square().sum().backward()
+        gradients.append(x.grad)
+    assert_close(gradients[0], gradients[1], 1e-10)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("state", ["frozen", "cumulative", "untracked", "hooked", "replaced"])
+def test_bn_mel_of_any_kind_in_training(state: str) -> None:
+    model = Cnn6Sep(dropout=0.0).double().train()
+    bn0: Any = model.bn0
+    seen: list[Tensor] = []
+    if state == "frozen":
+        bn0.eval()
+    elif state == "cumulative":
+        bn0.momentum = None
+    elif state == "untracked":
+        model.bn0 = nn.BatchNorm2d(256, track_running_stats=False).double()
+    elif state == "replaced":
+        model.bn0 = nn.Sequential(bn0, nn.Tanh())
+    twin = to_eager(model)
+    if state == "hooked":
+        bn0.register_forward_hook(lambda m, x, y: seen.append(y))
+    for seed in range(2):
+        x = logmels(2, seed=seed)
+        assert_close(model(x), twin(x), 1e-10)
+    for a, b in zip(model.buffers(), twin.buffers(), strict=True):
+        assert_close(a, b, 1e-12)
+    assert len(seen) == 2 * (state == "hooked")
 
 
 def test_every_parameter_learns() -> None:

@@ -9,7 +9,14 @@ from foreign import EXACT, random, trained
 from torch import Tensor, nn
 
 from fastsep import SepConvBlock
-from fastsep.batchnorm import FoldCache, batch_norm_affine, fold, is_foldable
+from fastsep.batchnorm import (
+    FoldCache,
+    batch_norm_affine,
+    fold,
+    is_foldable,
+    is_plain,
+    per_bin_affine,
+)
 from fastsep.eager import to_eager
 
 
@@ -32,6 +39,92 @@ def test_the_affine_is_computed_in_float64() -> None:
     exact, rounded = batch_norm_affine(bn), batch_norm_affine(bn.float())
     assert all(t.dtype == torch.float64 for t in rounded)
     torch.testing.assert_close(rounded, exact, rtol=1e-6, atol=1e-6)
+
+
+BIN_NORMS: dict[str, Callable[[], nn.BatchNorm2d]] = {
+    "usual": lambda: nn.BatchNorm2d(6),
+    "cumulative": lambda: nn.BatchNorm2d(6, momentum=None),
+    "without affine": lambda: nn.BatchNorm2d(6, affine=False, eps=0.1),
+    "without statistics": lambda: nn.BatchNorm2d(6, track_running_stats=False),
+    "without statistics, in eval mode": lambda: nn.BatchNorm2d(6, track_running_stats=False).eval(),
+}
+
+
+@pytest.mark.parametrize("clips", [0, 1, 3])
+@pytest.mark.parametrize("make", BIN_NORMS.values(), ids=BIN_NORMS)
+def test_a_batch_norm_over_bins_is_an_affine(
+    make: Callable[[], nn.BatchNorm2d], clips: int
+) -> None:
+    """Differentiable in all that the batch norm is, and in the input through its statistics too."""
+    bn, twin = trained(make()), trained(make())
+    for module in (bn, twin):
+        module.train(make().training)
+    for seed in range(2):
+        x, y = (random(clips, 2, 5, 6, seed=seed).mul(3).add(7).requires_grad_() for _ in range(2))
+        scale, shift = per_bin_affine(bn, x)
+        got, wanted = x * scale + shift, twin(y.transpose(1, 3)).transpose(1, 3)
+        torch.testing.assert_close(got, wanted, **EXACT)
+        grad = random(*got.shape, seed=5)
+        for a, b in zip(
+            torch.autograd.grad(got, [x, *bn.parameters()], grad),
+            torch.autograd.grad(wanted, [y, *twin.parameters()], grad),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(bn.state_dict(), twin.state_dict(), **EXACT)
+
+
+def test_one_value_per_bin_is_pytorchs_error() -> None:
+    bn, x = nn.BatchNorm2d(6), torch.ones(1, 1, 1, 6)
+    errors = []
+    for call in (lambda: bn(x.transpose(1, 3)), lambda: per_bin_affine(bn, x)):
+        with pytest.raises(ValueError, match="more than 1 value per channel") as raised:
+            call()
+        errors.append(str(raised.value))
+    assert errors[0] == errors[1]
+
+
+@pytest.mark.parametrize("offset", [1000, -1000])
+def test_statistics_of_bins_far_from_zero(offset: float) -> None:
+    """Float32 with a mean of 1000 and a deviation of 1, and a first frame unlike the others."""
+    x = random(4, 1, 500, 7).float() + offset
+    x[0, 0, 0] = 0
+    bn = nn.BatchNorm2d(7, momentum=1.0)
+    scale, shift = per_bin_affine(bn, x)
+    var, mean = torch.var_mean(x.double(), dim=(0, 1, 2))
+    eps = torch.finfo(torch.float32).eps
+    # Roundings of 2000 sums of squares cancel as those of a random walk.
+    torch.testing.assert_close(bn.running_var.double(), var, rtol=16 * eps, atol=0)
+    torch.testing.assert_close(bn.running_mean.double(), mean, rtol=eps, atol=0)
+    exact = (torch.var(x.double(), dim=(0, 1, 2), correction=0) + bn.eps).rsqrt()
+    torch.testing.assert_close(scale.double(), exact, rtol=16 * eps, atol=0)
+    torch.testing.assert_close(shift.double(), -mean * exact, rtol=16 * eps, atol=0)
+
+
+def test_a_constant_bin_has_no_variance() -> None:
+    bn, x = nn.BatchNorm2d(3, momentum=1.0), torch.full((2, 1, 50, 3), 0.1)
+    scale, _ = per_bin_affine(bn, x)
+    assert bn.running_var.abs().max() < 1e-15
+    torch.testing.assert_close(scale, torch.full((3,), bn.eps**-0.5))
+
+
+def test_which_batch_norms_are_plain() -> None:
+    class Louder(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    class Named(nn.BatchNorm2d):
+        pass
+
+    bn, synced = nn.BatchNorm2d(5), nn.SyncBatchNorm(5)
+    assert is_plain(bn) and is_plain(bn.eval()) and is_plain(Named(5))
+    assert is_plain(synced.eval()) and not is_plain(synced.train())
+    for other in (Louder(5), nn.BatchNorm1d(5), nn.GroupNorm(1, 5), nn.Identity()):
+        assert not is_plain(other)
+    handle = bn.register_forward_hook(lambda *_: None)
+    assert not is_plain(bn)
+    handle.remove()
+    assert is_plain(bn)
 
 
 def test_folded_taps_are_the_taps_and_the_batch_norm() -> None:

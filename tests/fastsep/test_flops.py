@@ -72,6 +72,30 @@ def test_a_backward_counts_what_it_computes_again(cpu_kernels: None, needs_x: bo
     assert of(fastsep.sep_conv2d_block) == product + taps + backward + taps
 
 
+@pytest.mark.parametrize("frozen", ["nothing", "the first block", "all pointwise", "all but x"])
+def test_a_training_step_counts_what_it_computes(cpu_kernels: None, frozen: str) -> None:
+    stack = fastsep.SepConvStack([fastsep.SepConvBlock(2, 8), fastsep.SepConvBlock(8, 5)])
+    x = torch.ones(3, 2, 16, 12, requires_grad=frozen == "all but x")
+    for name, parameter in stack.named_parameters():
+        fixed = {"the first block": name.startswith("0."), "all pointwise": "pointwise" in name}
+        parameter.requires_grad_(not fixed.get(frozen, frozen == "all but x"))
+    positions = 3 * 16 * 12, 3 * 8 * 6
+    products = 2 * positions[0] * 2 * 8, 2 * positions[1] * 8 * 5
+    taps = 2 * positions[0] * 8 * 6, 2 * positions[1] * 5 * 6
+    forward = sum(products) + sum(taps)
+    blocks = [block.unfolded() for block in stack]
+    assert counted(lambda: fastsep.sep_conv2d_bn_stack(x, blocks)) == forward
+    # products: dx and dP; taps: y again, z's gradient and the taps' own
+    expected = {
+        "nothing": products[0] + 2 * products[1] + 3 * sum(taps),
+        "the first block": products[1] + 3 * taps[1],
+        "all pointwise": products[1] + 2 * taps[0] + 3 * taps[1],
+        "all but x": sum(products) + 2 * sum(taps),
+    }
+    step = counted(lambda: fastsep.sep_conv2d_bn_stack(x, blocks).sum().backward())
+    assert step - forward == expected[frozen]
+
+
 @pytest.mark.parametrize("first", ["torch.utils.flop_counter", "fastsep"])
 def test_whichever_is_imported_first(
     cpu_kernels: None,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from foreign import EXACT, Model, SepConv, random, trained
+from foreign import EXACT, Calls, Model, SepConv, random, trained
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -207,6 +207,23 @@ def test_switching_modes_and_training_in_between(backend: str) -> None:
                 m.train()(x)  # moves the statistics only
                 outputs.append(m.eval()(x))
         torch.testing.assert_close(outputs[:2], outputs[2:], **EXACT)
+
+
+def test_a_training_step_runs_block_by_block(cpu_kernels: None) -> None:
+    model = trained(nn.Sequential(SepConv(), SepConv(6, 5)))
+    twin, x = copy.deepcopy(model), random(2, 3, 16, 12)
+    assert len(fuse(model).replaced) == 2
+    with Calls() as calls:
+        y = model.train()(x)
+        y.square().sum().backward()
+    name = "sep_conv2d_bn_stack"
+    assert calls.names == [name, name, f"{name}_backward", f"{name}_backward"]
+    expected = twin.train()(x)
+    expected.square().sum().backward()
+    torch.testing.assert_close(y, expected, **EXACT)
+    for got, wanted in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, wanted.grad, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(model.state_dict(), twin.state_dict(), **EXACT)
 
 
 def test_eval_follows_parametrised_weights(backend: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from foreign import EXACT, random, trained
+from foreign import EXACT, Calls, random, trained
 from torch import nn
 
 import fastsep
@@ -120,6 +120,34 @@ def test_stack_with_some_batch_norms_frozen(backend: str) -> None:
     x = random(3, 1, 20, 18)
     torch.testing.assert_close(stack(x), twin(x), **EXACT)
     torch.testing.assert_close(list(stack.buffers()), list(twin.buffers()), **EXACT)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_which_operator_a_layer_runs(cpu_kernels: None, gradients: bool) -> None:
+    """One for the whole stack, whatever is frozen; folded where nobody learns."""
+    stack, x = trained(three_blocks()), random(2, 1, 20, 18)
+    frozen = copy.deepcopy(stack)
+    for block in frozen:
+        block.bn.eval()
+    mixed = copy.deepcopy(stack)
+    mixed[1].bn.eval()
+    without = copy.deepcopy(stack)
+    without[2].conv.register_forward_hook(lambda *_: None)
+    learning = ["sep_conv2d_bn_stack"]
+    folded = ["sep_conv2d_block"] * 3 if gradients else ["sep_conv2d_stack"]
+    cases = [
+        (stack, learning),
+        (mixed, learning),
+        (frozen, learning if gradients else folded),
+        (copy.deepcopy(stack).eval(), folded),
+        (copy.deepcopy(stack).eval()[0], ["sep_conv2d_block"]),
+        (stack[0], learning),
+        (without, [*learning * 2, "sep_conv2d"]),
+    ]
+    for module, expected in cases:
+        with torch.set_grad_enabled(gradients), Calls() as calls:
+            module(x)
+        assert calls.names == expected
 
 
 def test_stack_takes_blocks_only() -> None:

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from foreign import EXACT, random
+from foreign import EXACT, Calls, random
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fastsep
 from fastsep import BatchNormBlockParameters, SepConvBlock, SepConvStack, reference
-from fastsep.dispatch import TorchDispatchMode
 from fastsep.eager import to_eager
 
 OPS = torch.ops.fastsep
@@ -49,28 +48,6 @@ def make(
 
 def blocks_of(stack: SepConvStack) -> list[BatchNormBlockParameters]:
     return [block.unfolded() for block in stack]
-
-
-class Calls(TorchDispatchMode):
-    """Notes the operators that run, and what the last backward was asked for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-        self.needs: tuple[list[int], bool, bool] | None = None
-        self.saves: bool | None = None
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        namespace, _, name = function.name().partition("::")
-        if namespace == "fastsep":
-            self.names.append(name)
-            if name == "sep_conv2d_bn_stack":
-                self.saves = args[-1]
-            elif name == "sep_conv2d_bn_stack_backward":
-                self.needs = args[-3:]
-        return function(*args, **(kwargs or {}))
 
 
 def step(

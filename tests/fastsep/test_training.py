@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -261,7 +262,8 @@ def test_running_statistics(backend: str, momentum: float | None, dtype: torch.d
     twin = to_eager(stack)
     for seed in range(3):
         x = random(2, 1, 12, 10, seed=seed).to(dtype)
-        with torch.set_grad_enabled(seed != 1):  # also where nothing is learnt by gradients
+        # Also where nothing is learnt by gradients.
+        with (torch.enable_grad, torch.no_grad, torch.inference_mode)[seed]():
             stack(x), twin(x)
     eps = torch.finfo(dtype).eps
     for got, wanted in zip(stack.buffers(), twin.buffers(), strict=True):
@@ -625,6 +627,26 @@ def test_checkpointing(backend: str, reentrant: bool) -> None:
     y.sum().backward()
     torch.testing.assert_close(list(stack.buffers()), list(twin.buffers()), **EXACT)
     assert stack[0].bn.num_batches_tracked == 2  # type: ignore[union-attr]
+
+
+@pytest.mark.usefixtures("cpu_kernels")
+def test_distributed_data_parallel(tmp_path: Path) -> None:
+    """It hooks into every parameter's gradient and broadcasts the buffers before each pass."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", world_size=1, rank=0
+    )
+    try:
+        stack, twin = make(), make()
+        parallel = nn.parallel.DistributedDataParallel(stack)
+        for seed in range(2):
+            x = random(2, 3, 12, 10, seed=seed)
+            for model in (parallel, twin):
+                model(x).square().sum().backward()
+        for got, wanted in zip(stack.parameters(), twin.parameters(), strict=True):
+            assert got.grad is not None and torch.equal(got.grad, wanted.grad)
+        assert all(torch.equal(a, b) for a, b in zip(stack.buffers(), twin.buffers(), strict=True))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.usefixtures("cpu_kernels")

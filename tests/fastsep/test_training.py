@@ -734,13 +734,13 @@ OPCHECK = {
 }
 
 
-@pytest.mark.usefixtures("cpu_kernels")
 @pytest.mark.parametrize("requires_grad", [True, False])
 @pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize(("widths", "dtype"), OPCHECK.values(), ids=OPCHECK)
 def test_opcheck(
-    widths: tuple[int, ...], dtype: torch.dtype, frozen: bool, requires_grad: bool
+    isa: str, widths: tuple[int, ...], dtype: torch.dtype, frozen: bool, requires_grad: bool
 ) -> None:
+    """The sizes of what is saved follow from the instruction set."""
     stack, n = make(widths).to(dtype), len(widths) - 1
     x = random(2, widths[0], 9, 8).to(dtype)
     if len(widths) == 2:

@@ -62,7 +62,7 @@ def step(
         leaves |= {k: t.detach().requires_grad_() for k, t in zip(names, affine, strict=True)}
         affine = leaves["scale"], leaves["shift"]
     y = model(leaves["x"], affine=affine, stripes=stripes)
-    grad = random(*y.shape, seed=seed, dtype=y.dtype)
+    grad = random(*y.shape, seed=seed).to(y.dtype)
     leaves |= {name: p for name, p in model.named_parameters() if p.requires_grad}
     gradients = torch.autograd.grad(y, list(leaves.values()), grad, allow_unused=True)
     zero = [
@@ -151,27 +151,38 @@ def test_float64_is_as_pytorch(isa: str, shape: tuple[Any, ...], statistics: str
 @pytest.mark.parametrize("name", ["the network, small", "unequal", "more channels than lanes"])
 def test_float32_is_about_as_good_as_pytorch(isa: str, name: str) -> None:
     stack, x, affine, stripes = case(SHAPES[name])
-    exact = step(to_eager(stack), x, affine, stripes)
-    stack = stack.float()
-    x, affine = x.float(), (affine[0].float(), affine[1].float())
-    twin = to_eager(stack)
-    ours, theirs = (errors(step(m, x, affine, stripes), exact) for m in (stack, twin))
+    stack, x, affine = stack.float(), x.float(), (affine[0].float(), affine[1].float())
+    twin, exact = to_eager(stack), to_eager(stack).double()
+    truth = step(exact, x.double(), (affine[0].double(), affine[1].double()), stripes)
+    ours, theirs = (errors(step(m, x, affine, stripes), truth) for m in (stack, twin))
     for (what, error, size), (_, eager, _) in zip(ours, theirs, strict=True):
+        assert eager <= 1e-4 * size, "a test of nothing"
         assert error <= 3 * eager + 16 * 1.2e-7 * size, (what, error, eager, size)
 
 
 @pytest.mark.usefixtures("cpu_kernels")
 def test_float32_on_the_shapes_of_the_network() -> None:
-    """Each result is at most twice as far from float64 as PyTorch's, or within its own rounding."""
+    """Each result is at most twice as far from float64 as PyTorch's, or within its own rounding.
+
+    Of tens of millions of values some are so near 0 that rounding, theirs or ours, takes one to the
+    other side of ReLU's kink, which is off by a thousand times as much. So they are kept three
+    deviations away from it, most of them above.
+    """
     stack = make((1, 64, 128, 128, 128))
+    for block in stack:
+        gamma, beta = block.bn.weight, block.bn.bias  # type: ignore[union-attr]
+        with torch.no_grad():
+            beta.copy_(3 * gamma)
+            beta[::4] *= -1
     x, affine = random(2, 1, 431, 256), (1 + 0.1 * random(256, seed=1), random(256, seed=2))
     stripes = torch.tensor([[[0, 30, 90], [1, 10, 30]], [[0, 200, 280], [1, 200, 225]]])
-    exact = step(to_eager(stack), x, affine, stripes)
-    stack = stack.float()
-    x, affine = x.float(), (affine[0].float(), affine[1].float())
+    stack, x, affine = stack.float(), x.float(), (affine[0].float(), affine[1].float())
+    exact = copy.deepcopy(to_eager(stack)).double()
     twin = to_eager(stack)
-    ours, theirs = (errors(step(m, x, affine, stripes), exact) for m in (stack, twin))
+    truth = step(exact, x.double(), (affine[0].double(), affine[1].double()), stripes)
+    ours, theirs = (errors(step(m, x, affine, stripes), truth) for m in (stack, twin))
     for (what, error, size), (_, eager, _) in zip(ours, theirs, strict=True):
+        assert eager <= 1e-3 * size, "a test of nothing"
         assert error <= 2 * eager + 1.2e-7 * size, (what, error, eager, size)
 
 

@@ -78,7 +78,7 @@ def per_bin_affine(bn: nn.BatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor]:
     centre = (values.sum(0) / n).detach()
     values = values - centre
     rest = values.sum(0).double() / n
-    mean, var = centre + rest, values.square().sum(0) / n - rest.square()
+    mean, var = centre + rest, (values.square().sum(0) / n - rest.square()).clamp_min(0)
     if norm.training:
         running = norm.running_mean, norm.running_var, norm.num_batches_tracked
         track(*running, norm.momentum, (mean.detach(), var.detach()), count)

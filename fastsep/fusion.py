@@ -105,9 +105,6 @@ class FusedSepConv(Front, Block):
 
     may_join = can_fold
 
-    def can_train(self) -> bool:
-        return self._fusion is not None and self._norm_trains() and self.is_as_recognised()
-
     def folded(self) -> BlockParameters:
         bn, layers = self._batch_norm(), self._layers()
         pointwise, time, freq, bias = self._weights()
@@ -120,6 +117,7 @@ class FusedSepConv(Front, Block):
         return BlockParameters(pointwise, *taps, layers.dilation, layers.pool)
 
     def unfolded(self) -> BatchNormBlockParameters:
+        """Weights and batch norm as they are."""
         layers, norm = self._layers(), norm_of(self._batch_norm())
         pointwise, time, freq, _ = self._weights()
         geometry = layers.dilation, layers.pool

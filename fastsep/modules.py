@@ -96,6 +96,7 @@ class SepConvBlock(Block):
         return conv.bias is not None if bn is None else is_foldable(bn)
 
     def can_train(self) -> bool:
+        """Whether its layers are what `sep_conv2d_bn_stack` computes of `unfolded`."""
         conv: Any = self._modules["conv"]
         bn: Any = self._modules["bn"]
         if conv is None or bn is None or not _is_plain_conv(conv):
@@ -112,6 +113,7 @@ class SepConvBlock(Block):
         return BlockParameters(pointwise, time, freq, bias, conv.dilation, self.pool)
 
     def unfolded(self) -> BatchNormBlockParameters:
+        """Weights and batch norm as they are."""
         bn, conv = self.bn, self.conv
         assert bn is not None
         pointwise, time, freq = conv.pointwise, conv.time_taps, conv.freq_taps

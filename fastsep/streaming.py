@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsep.checks import BatchNormBlockParameters, BlockParameters
+from fastsep.checks import BlockParameters
 from fastsep.dispatch import is_transformed, tree_map_only, wrapper_tensor
 from fastsep.front import Front, behind, put, take_off
 from fastsep.functional import sep_conv2d_block, sep_conv2d_stack
@@ -78,14 +78,6 @@ class Block(nn.Module):
 
     def folded(self) -> BlockParameters:
         """The weights of that pass; perhaps a cache's own, so for reading only."""
-        raise NotImplementedError
-
-    def can_train(self) -> bool:
-        """Whether its layers are what `sep_conv2d_bn_stack` computes of `unfolded`."""
-        raise NotImplementedError
-
-    def unfolded(self) -> BatchNormBlockParameters:
-        """Weights and batch norm as they are."""
         raise NotImplementedError
 
     def may_join(self) -> bool:

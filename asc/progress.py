@@ -1,6 +1,6 @@
 """Progress bars, for people only."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TypeVar
 
 from rich.console import Console
@@ -9,9 +9,24 @@ from rich.progress import track
 T = TypeVar("T")
 
 
-def tracked(items: Sequence[T], description: str) -> Iterable[T]:
-    """The items, under a progress bar on stderr if somebody is there to see it."""
+def tracked(
+    items: Iterable[T], description: str, *, total: int | None = None, completed: int = 0
+) -> Iterable[T]:
+    """The items, under a progress bar on stderr if somebody is there to see it.
+
+    Args:
+        items: what is counted.
+        description: of them.
+        total: how many there are, where `len(items)` does not say.
+        completed: how many of these were done before.
+    """
     console = Console(stderr=True)
     return track(
-        items, description, console=console, transient=True, disable=not console.is_terminal
+        items,
+        description,
+        total=total,
+        completed=completed,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
     )

@@ -43,7 +43,7 @@ def command(
 
     from asc.checkpoint import load_model
     from asc.compute import pick_device
-    from asc.data import LogMelDataset, open_dataset
+    from asc.data import LogMelDataset, choose_cache, open_dataset
     from asc.files import check_file, is_stdout, write_results
     from asc.prediction import score_clips
     from asc.report.tables import print_tables, score_tables
@@ -59,7 +59,7 @@ def command(
             "for data that was not trained on, --split all scores all of them",
             file=sys.stderr,
         )
-    logmels = LogMelDataset(clips, cache, target)
+    logmels = LogMelDataset(clips, choose_cache(len(clips), cache), target)
     scores = score_clips(
         model, logmels, clips, tta=tta, seed=seed, device=target, precision=precision
     )

@@ -4,7 +4,7 @@ from asc.data.audio import fit_length, load_clip, read_audio
 from asc.data.clips import Clip, ClipList, unlabelled
 from asc.data.folders import read_folders
 from asc.data.layouts import audio_files, open_dataset
-from asc.data.logmels import LogMelDataset
+from asc.data.logmels import LogMelDataset, choose_cache
 from asc.data.synthetic import write_synthetic
 from asc.data.tau import Split, read_tau
 
@@ -14,6 +14,7 @@ __all__ = [
     "LogMelDataset",
     "Split",
     "audio_files",
+    "choose_cache",
     "fit_length",
     "load_clip",
     "open_dataset",

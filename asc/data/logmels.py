@@ -1,46 +1,45 @@
-"""Log-mels of a whole clip list, computed once and kept on disk."""
+"""Log-mels of a whole clip list, computed once, in memory or in a cache on disk."""
 
-import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib import format as npy
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from asc.compute import send
 from asc.data.audio import load_clip
+from asc.data.cache import Marks, Rows, filled
 from asc.data.clips import ClipList
 from asc.errors import UserError
 from asc.features import LogMel
-from asc.files import atomic, make_folder
 from asc.progress import tracked
 from asc.task import CLIP_SAMPLES, FRAMES, HOP, N_FFT, N_MELS, SAMPLE_RATE
+from asc.threads import in_threads
 
 # What the cached numbers depend on besides the audio; raise the first when the code changes them.
-_SETTINGS = (1, SAMPLE_RATE, CLIP_SAMPLES, N_MELS, N_FFT, HOP)
+_SETTINGS = (1, SAMPLE_RATE, CLIP_SAMPLES, N_MELS, N_FFT, HOP, torch.__version__)
+_BYTES = 4 * FRAMES * N_MELS  # of a clip
 
-
-_MUCH = 5e8  # bytes
+_MUCH = 5e8  # bytes worth a word
+_MOST = 1e9  # bytes that memory is taken for unasked
 
 
 class LogMelDataset(Dataset[tuple[Tensor, int]]):
     """Items (logmel, label): (1, 431, 256) float32 in dB, and the label, -1 if unknown.
 
-    Every clip is fitted to 10 s (`asc.data.load_clip`), its log-mel computed once.
+    Every clip is fitted to 10 s (`asc.data.load_clip`), its log-mel computed once, by all cores.
 
     The cache is one float32 `.npy` file (clips, 431, 256) per clip list, 441 kB a clip, read
-    through a memory map (float16 would round quiet bins by up to 0.03 dB). Its name holds a hash of
-    the file names and one of their sizes, times and the feature settings: changed audio makes a
-    new file, which replaces the old one. It is written under a temporary name and renamed when
-    complete; a file that is damaged is computed anew.
+    through a memory map (float16 would round quiet bins by up to 0.03 dB). Its name is a hash of
+    the clips' paths. What was computed of files of another size or time, with other settings of the
+    front end, by another PyTorch or on another kind of device is computed anew, the rest is kept:
+    see `asc.data.cache`.
 
     Args:
         clips: the clips.
@@ -48,30 +47,17 @@ class LogMelDataset(Dataset[tuple[Tensor, int]]):
         device: where to compute; the log-mels are kept on the CPU.
 
     Raises:
-        UserError: audio that cannot be read (nothing is left behind), a cache folder that cannot
-            be written.
+        UserError: audio that cannot be read, a cache folder that cannot be written or has too
+            little room.
     """
 
     def __init__(
         self, clips: ClipList, cache: Path | None = None, device: torch.device | str = "cpu"
     ) -> None:
         self.clips = clips
-        self._path: Path | None = None
-        if cache is None:
-            _say_memory(len(clips))
-            self._logmels = np.empty((len(clips), FRAMES, N_MELS), dtype=np.float32)
-            for row, logmel in zip(self._logmels, _compute(clips, device), strict=True):
-                row[:] = logmel
-        else:
-            self._path, stale = _cache_path(clips, cache)
-            try:
-                self._logmels = _open(self._path, len(clips))
-            except Exception:  # not there, or damaged: numpy then raises one of many types
-                _write(self._path, clips, device)
-                self._logmels = _open(self._path, len(clips))
-            for path in stale:
-                with contextlib.suppress(OSError):
-                    path.unlink()
+        self._labels = torch.tensor([-1 if label is None else label for label in clips.labels])
+        self._cache, self._device = cache, torch.device(device)
+        self._logmels = self._opened()
 
     @property
     def names(self) -> list[str]:
@@ -82,44 +68,86 @@ class LogMelDataset(Dataset[tuple[Tensor, int]]):
         return len(self.clips)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        label = self.clips[index].label
-        logmel = torch.from_numpy(np.array(self._logmels[index]))  # a copy: the map is read-only
-        return logmel.unsqueeze(0), -1 if label is None else label
+        return self._logmels[index].clone(), int(self._labels[index])
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """A batch (N, 1, 431, 256) and its labels (N,), in one copy from memory or the map."""
+        chosen = torch.tensor(indices)
+        return self._logmels.index_select(0, chosen), self._labels[chosen]
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickled memory map would be the whole array: spawned workers open the file themselves.
         state = self.__dict__.copy()
-        if self._path is not None:
+        if self._cache is not None:
             del state["_logmels"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._path is not None:
-            self._logmels = _open(self._path, len(self.clips))
+        if self._cache is not None:
+            self._logmels = self._opened()
+
+    def _opened(self) -> Tensor:
+        """(clips, 1, 431, 256), computed where that is needed."""
+        clips, front_end = self.clips, LogMel().to(self._device)
+
+        def compute(index: int) -> Rows:
+            waveform = send(load_clip(clips[index].path), self._device)
+            return front_end(waveform)[0, 0].cpu().numpy()
+
+        if self._cache is None or not len(clips):
+            return torch.from_numpy(_in_memory(len(clips), compute)).unsqueeze(1)
+        path, marks = _identity(clips, self._cache, self._device.type)
+        try:
+            rows = filled(path, marks, (FRAMES, N_MELS), compute, "log-mels")
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot write the log-mel cache ({error.strerror or error}); another "
+                "folder for it: --cache FOLDER"
+            ) from error
+        return torch.from_numpy(rows).unsqueeze(1)
 
 
-def _say_memory(clips: int) -> None:
-    """Says on stderr how much memory the log-mels of so many clips take, where it is much."""
-    size = 4 * clips * FRAMES * N_MELS
-    if size >= _MUCH:
+def choose_cache(clips: int, asked: Path | None = None) -> Path | None:
+    """The folder to keep the log-mels of so many clips in; None for memory.
+
+    It is the one asked for, or without one, where they would take more than 1 GB, that of the
+    user's caches (XDG_CACHE_HOME, ~/.cache). Says so then.
+    """
+    size = clips * _BYTES
+    if asked is not None or size <= _MOST:
+        return asked
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(home, "asc")
+    print(
+        f"asc: the log-mels of {clips} clips, {size / 1e9:.1f} GB, are kept in {folder} "
+        "(--cache FOLDER: elsewhere)",
+        file=sys.stderr,
+    )
+    return folder
+
+
+def _in_memory(clips: int, compute: Callable[[int], Rows]) -> Rows:
+    if clips * _BYTES >= _MUCH:
         print(
-            f"asc: the log-mels of {clips} clips take {size / 1e9:.1f} GB of memory; "
+            f"asc: the log-mels of {clips} clips take {clips * _BYTES / 1e9:.1f} GB of memory; "
             "with a cache (--cache FOLDER) they stay on disk",
             file=sys.stderr,
         )
+    rows = np.empty((clips, FRAMES, N_MELS), dtype=np.float32)
+
+    def write(index: int) -> None:
+        rows[index] = compute(index)
+
+    with in_threads(write, range(clips)) as written:
+        for _ in tracked(written, "log-mels", total=clips):
+            pass
+    return rows
 
 
-def _compute(clips: ClipList, device: torch.device | str) -> Iterator[NDArray[np.float32]]:
-    """Log-mels (431, 256) one by one, under a progress bar."""
-    logmel = LogMel().to(device)
-    for clip in tracked(clips.clips, "log-mels"):
-        yield logmel(send(load_clip(clip.path), device))[0, 0].cpu().numpy()
-
-
-def _cache_path(clips: ClipList, folder: Path) -> tuple[Path, list[Path]]:
-    """The file for these clips as they are now, and files of the same clips as they were."""
-    names, contents = hashlib.sha256(), hashlib.sha256(repr(_SETTINGS).encode())
+def _identity(clips: ClipList, folder: Path, device: str) -> tuple[Path, Marks]:
+    """The file for these clips, and for each a mark of what its log-mel depends on."""
+    names, marks = hashlib.sha256(), []
     for clip in clips:
         path = clip.path.absolute()
         try:
@@ -127,34 +155,7 @@ def _cache_path(clips: ClipList, folder: Path) -> tuple[Path, list[Path]]:
         except OSError as error:
             raise UserError(f"{clip.path}: cannot be read ({error.strerror or error})") from error
         names.update(os.fsencode(path) + b"\0")
-        contents.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
-    prefix = f"logmels-{names.hexdigest()[:16]}-"
-    path = folder / f"{prefix}{contents.hexdigest()[:16]}.npy"
-    return path, [other for other in folder.glob(f"{prefix}*.npy") if other != path]
-
-
-def _open(path: Path, clips: int) -> NDArray[np.float32]:
-    """A cache, memory-mapped; ValueError if it is not a complete cache of so many clips."""
-    logmels: NDArray[np.float32] = npy.open_memmap(path, mode="r")
-    if logmels.shape != (clips, FRAMES, N_MELS) or logmels.dtype != np.float32:
-        raise ValueError(f"{path}: not a log-mel cache of {clips} clips")
-    return logmels
-
-
-def _write(path: Path, clips: ClipList, device: torch.device | str) -> None:
-    header = {
-        "descr": npy.dtype_to_descr(np.dtype(np.float32)),
-        "fortran_order": False,
-        "shape": (len(clips), FRAMES, N_MELS),
-    }
-    try:
-        make_folder(path.parent)
-        # Plain writes, not a writable map: a full disk then raises instead of killing the process.
-        with atomic(path) as file:
-            npy.write_array_header_1_0(file, header)
-            for logmel in _compute(clips, device):
-                file.write(np.ascontiguousarray(logmel).tobytes())
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot write the log-mel cache ({error.strerror or error})"
-        ) from error
+        content = repr((*_SETTINGS, device, stat.st_size, stat.st_mtime_ns)).encode()
+        marks.append(int.from_bytes(hashlib.sha256(content).digest()[:8]))
+    path = folder / f"logmels-{names.hexdigest()[:16]}.npy"
+    return path, np.array(marks, dtype=np.uint64)

@@ -38,7 +38,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 import fastsep
 from asc import checkpoint
 from asc.compute import DeviceName, float32_products
-from asc.data import ClipList, LogMelDataset, open_dataset
+from asc.data import ClipList, LogMelDataset, choose_cache, open_dataset
 from asc.errors import UserError, note
 from asc.files import check_folder, make_folder, write_json
 from asc.prediction import MAX_BATCH_BYTES, batch_size
@@ -109,7 +109,7 @@ def fit_data(
 
     Args:
         data: the data set, see `asc.data.open_dataset`.
-        cache: folder that keeps the log-mels; None: memory.
+        cache: folder that keeps the log-mels; None: see `asc.data.choose_cache`.
         settings, out, device, workers, resume: as for `fit`.
 
     Raises:
@@ -121,6 +121,7 @@ def fit_data(
         check_new_run(out)
     clips, validation = (open_dataset(data, split) for split in ("train", "evaluate"))
     check_batch(len(clips), settings)
+    cache = choose_cache(len(clips) + len(validation), cache)
     notes = {
         "data": str(data.absolute()),
         "fingerprint": fingerprint(data, (clips, validation)),

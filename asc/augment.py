@@ -183,7 +183,9 @@ def mixup(
     lam = torch._sample_dirichlet(concentration, generator)[0]
     permutation = torch.randperm(logmel.shape[0], generator=generator, device=source)
     permutation = send(permutation, logmel.device)
-    return (
-        lam * logmel + (1 - lam) * logmel[permutation],
-        lam * targets + (1 - lam) * targets[permutation.to(targets.device)],
-    )
+
+    def mixed(x: Tensor) -> Tensor:
+        other = x.index_select(0, permutation.to(x.device))
+        return other.lerp_(x, lam.to(x.dtype))  # one pass, in the only new tensor
+
+    return mixed(logmel), mixed(targets)

@@ -14,6 +14,7 @@ from asc.losses import focal_loss, soft_cross_entropy
 from asc.metrics import score
 from asc.model import Cnn6Sep
 from asc.seeds import mixed_seed
+from asc.training.layers import Forward, in_torch_layers
 from asc.training.settings import Settings
 
 Batch = tuple[Tensor, Tensor]  # log-mels (N, 1, T, 256), labels (N,)
@@ -37,16 +38,24 @@ class SceneClassifier(lightning.LightningModule):
         self.model.classes = tuple(classes)
         self.model.specaugment = SpecAugment(preset.time_width, preset.freq_width, preset.stripes)
         self.loss = {"ce": soft_cross_entropy, "focal": focal_loss}[preset.loss]
+        self.in_torch_layers: Forward | None = None
         self.validated: list[Batch] = []  # logits and labels, on the device
         specaugment = asdict(self.model.specaugment)
         self.save_hyperparameters(
             {"classes": list(classes), "specaugment": specaugment, **asdict(settings)}
         )
 
+    def forward(self, logmel: Tensor, stripes: Tensor | None = None) -> Tensor:
+        if self.settings.layers == "fastsep":
+            return self.model(logmel, stripes)
+        if self.in_torch_layers is None:  # not before the model has the layers it trains with
+            self.in_torch_layers = in_torch_layers(self.model)
+        return self.in_torch_layers(logmel, stripes)
+
     def configure_optimizers(self) -> Any:
         preset = self.preset
         optimizer = torch.optim.AdamW(
-            self.parameters(), lr=preset.lr, weight_decay=preset.weight_decay
+            self.parameters(), lr=preset.lr, weight_decay=preset.weight_decay, fused=True
         )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
             optimizer, preset.epochs, eta_min=preset.min_lr
@@ -67,7 +76,7 @@ class SceneClassifier(lightning.LightningModule):
         stripes = self.model.specaugment.draw(n, frames, bins, device=logmel.device)
         halved = self.settings.precision == "bf16"
         with torch.autocast(logmel.device.type, torch.bfloat16, enabled=halved):
-            logits = self.model(logmel, stripes)
+            logits = self.forward(logmel, stripes)
         loss = self.loss(logits.to(logmel.dtype), targets)
         self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True)
         return loss
@@ -78,7 +87,7 @@ class SceneClassifier(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         logmel, labels = batch
-        self.validated.append((self.model(logmel).double(), labels))
+        self.validated.append((self.forward(logmel).double(), labels))
 
     def on_validation_epoch_end(self) -> None:
         logits, labels = (torch.cat(column).cpu() for column in zip(*self.validated, strict=True))

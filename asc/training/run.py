@@ -33,7 +33,7 @@ import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 import fastsep
 from asc import checkpoint
@@ -82,7 +82,8 @@ class EpochShuffle(Sampler[int]):
 def check_new_run(out: Path) -> None:
     """UserError or OSError unless a run can start in this folder: new, or empty."""
     _check_folder(out)
-    if out.is_dir() and any(out.iterdir()):
+    # What a killed process was writing when it was killed is no run that could be resumed.
+    if out.is_dir() and not all(path.match(".*.tmp") for path in out.iterdir()):
         raise UserError(f"{out}: is not empty; choose a new folder, or resume the run in it")
 
 
@@ -217,6 +218,7 @@ def fit(
         "num_workers": workers,
         "persistent_workers": workers > 0,
         "pin_memory": device == "cuda",
+        "collate_fn": _collate,
     }
     sampler = EpochShuffle(clips, settings.seed, first_epoch)
     loaders = (
@@ -293,6 +295,11 @@ def _check_same(
             "was then); resume on that, or start a new run"
         )
     return config
+
+
+def _collate(items: Any) -> Any:
+    """A batch; a data set that gathers its own (`__getitems__`) has made it already."""
+    return items if isinstance(items, tuple) else default_collate(items)
 
 
 def _affordable(workers: int, batch_bytes: int) -> int:

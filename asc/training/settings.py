@@ -16,6 +16,7 @@ from asc.settings import About, check
 
 MAX_SEED = 2**32 - 1  # Lightning's
 
+Layers: TypeAlias = Literal["fastsep", "reference"]
 Keep: TypeAlias = Literal["last", "best"]  # and the names of the checkpoints
 
 
@@ -82,6 +83,13 @@ class Settings:
         Precision,
         About("tf32: float32 with TF32 products, on GPUs; bf16: mixed, parameters in float32."),
     ] = "float32"
+    layers: Annotated[
+        Layers,
+        About(
+            "What computes: fastsep's fused layers, or for comparison PyTorch's own; a run may "
+            "resume with the other."
+        ),
+    ] = "fastsep"
     keep: Annotated[
         Keep,
         About(
@@ -115,9 +123,10 @@ class Settings:
 
 
 def may_extend(run: Settings, asked: Settings) -> bool:
-    """Whether a run may go on with settings: its own, but for more epochs."""
+    """Whether a run may go on with settings: its own, but for more epochs or other layers."""
     epochs = asked.preset.epochs
-    return epochs >= run.preset.epochs and run.with_epochs(epochs) == asked
+    mine = replace(run.with_epochs(epochs), layers=asked.layers)
+    return epochs >= run.preset.epochs and mine == asked
 
 
 def read_settings(out: Path) -> Settings:

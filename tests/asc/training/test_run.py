@@ -145,6 +145,13 @@ def test_runs_are_not_overwritten(
         read_settings(tmp_path)
     with pytest.raises(UserError, match="is a file"):
         train(tmp_path / "config.json")
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    (killed / ".config.json.123.tmp").write_text('{"pre')  # killed while it was written
+    check_new_run(killed)
+    (killed / "other.tmp").touch()
+    with pytest.raises(UserError, match="is not empty"):
+        check_new_run(killed)
 
 
 def test_a_run_goes_on_with_its_data_alone(

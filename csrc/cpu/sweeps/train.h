@@ -6,6 +6,8 @@
 #include "train/forward.h"
 #include "train/lone.h"
 #include "train/lone_backward.h"
+#include "train/lone_dx.h"
+#include "train/sums.h"
 
 namespace fastsep::FASTSEP_ISA {
 

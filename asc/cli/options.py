@@ -47,8 +47,8 @@ Inference = Annotated[
 Cache = Annotated[
     Path | None,
     typer.Option(
-        help="Folder that keeps the log-mels for the next time, 0.44 MB a clip; without one they "
-        "are in memory, or where they take more than 1 GB, in ~/.cache/asc."
+        help="Folder that keeps the log-mels for the next time; without one they take 0.44 MB of "
+        "memory a clip, or where that is more than 1 GB in all, ~/.cache/asc keeps them."
     ),
 ]
 

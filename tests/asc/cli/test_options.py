@@ -10,7 +10,7 @@ from asc.settings import options
 from asc.task import FRAMES, N_MELS
 from asc.training.settings import Settings
 
-NAMES = ["preset", "epochs", "batch_size", "seed", "precision", "keep"]
+NAMES = ["preset", "epochs", "batch_size", "seed", "precision", "layers", "keep"]
 
 
 def command(data: str, given: dict[str, Any], resume: bool = False) -> None:

@@ -2,8 +2,8 @@
 //
 //   dy = scale da + by_v (y - mean) + constant      both 0 where statistics are frozen
 //
-// in which sums over all of the map stand, of da and of da (y - mean): the gradients of beta and, but
-// for a factor, of gamma.
+// in which sums over all of the map stand, of da and of da (y - mean): the gradients of beta and,
+// but for a factor, of gamma.
 #pragma once
 
 #include <cstddef>

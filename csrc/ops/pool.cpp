@@ -1,0 +1,108 @@
+#include "pool.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+
+#include "arena.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace fastsep {
+
+#if defined(__linux__)
+namespace {
+
+constexpr size_t kPage = size_t{2} << 20;  // a huge page, of which these maps need many
+constexpr size_t kLeast = size_t{1} << 20;
+
+class Pool {
+ public:
+  void* take(size_t bytes) {
+    bytes = (bytes + kPage - 1) / kPage * kPage;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto fit = free_.lower_bound(bytes);
+    void* piece = nullptr;
+    if (fit != free_.end() && fit->first <= bytes + bytes / 4) {
+      bytes = fit->first;
+      piece = fit->second;
+      free_bytes_ -= bytes;
+      free_.erase(fit);
+    } else {
+      shrink(most_ > used_bytes_ + bytes ? most_ - used_bytes_ - bytes : 0);
+      piece = map(bytes);
+    }
+    used_[piece] = bytes;
+    used_bytes_ += bytes;
+    most_ = std::max(most_, used_bytes_);
+    return piece;
+  }
+
+  void give(void* piece) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto entry = used_.find(piece);
+    const size_t bytes = entry->second;
+    used_.erase(entry);
+    used_bytes_ -= bytes;
+    madvise(piece, bytes, MADV_FREE);
+    free_.emplace(bytes, piece);
+    free_bytes_ += bytes;
+  }
+
+ private:
+  // Aligned to a huge page.
+  void* map(size_t bytes) {
+    const size_t whole = bytes + kPage;
+    void* base = mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base == MAP_FAILED) throw OutOfMemory(bytes, "what backward needs");
+    char* first = static_cast<char*>(base);
+    char* piece = first + (kPage - reinterpret_cast<uintptr_t>(first) % kPage) % kPage;
+    if (piece > first) munmap(first, size_t(piece - first));
+    char *end = piece + bytes, *last = first + whole;
+    if (last > end) munmap(end, size_t(last - end));
+    madvise(piece, bytes, MADV_HUGEPAGE);
+    return piece;
+  }
+
+  // Until the free pieces hold no more than so many bytes; the largest go first.
+  void shrink(size_t bytes) {
+    while (free_bytes_ > bytes) {
+      const auto largest = std::prev(free_.end());
+      munmap(largest->second, largest->first);
+      free_bytes_ -= largest->first;
+      free_.erase(largest);
+    }
+  }
+
+  std::mutex mutex_;
+  std::multimap<size_t, void*> free_;
+  std::map<void*, size_t> used_;
+  size_t free_bytes_ = 0, used_bytes_ = 0, most_ = 0;
+};
+
+// Never destroyed: tensors may outlive what the library destroys at exit.
+Pool& pool() {
+  static Pool& pool = *new Pool;
+  return pool;
+}
+
+}  // namespace
+#endif
+
+Tensor new_kept(const Tensor& like, int64_t size) {
+#if defined(__linux__)
+  const size_t bytes = size_t(size) * like.element_size();
+  if (bytes >= kLeast) {
+    const int64_t stride = 1;
+    return torch::stable::from_blob(pool().take(bytes), {&size, 1}, {&stride, 1}, like.device(),
+                                    like.scalar_type(), [](void* piece) { pool().give(piece); });
+  }
+#endif
+  return new_vector(like, {size});
+}
+
+}  // namespace fastsep

@@ -2,6 +2,7 @@
 // -fsanitize=address,undefined or -fsanitize=thread to watch, and checks that spans of time that
 // run together give the bits of whole clips. Usage: sanitize SEED
 // FASTSEP_AVX512: the builds for AVX-512 are linked too; they take as long to compile as the rest.
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -232,6 +233,120 @@ void gradient(const Kernels& kernels, DType dtype, size_t size) {
   k.reduce(job, partials.data);
 }
 
+// A stack in training forward and backward, clips whole and in spans: sums are then added in
+// another order, so nothing is compared.
+void train(const Kernels& kernels, DType dtype, size_t size) {
+  const int64_t n = draw(1, 3), t = draw(1, 40), f = draw(1, 40), first = draw(0, 1) * draw(1, 20);
+  std::vector<Weights> weights, gradients;
+  std::vector<Buffer> buffers;
+  std::vector<TrainBlock> blocks;
+  const auto doubles = [&](int64_t count) {
+    buffers.emplace_back(size_t(count) * sizeof(double));
+    return static_cast<double*>(buffers.back().data);
+  };
+  int64_t channels = std::max<int64_t>(first, 1), frames = t, bins = f;
+  for (int64_t i = draw(1, 3); i > 0; --i) {
+    const int64_t out = draw(1, 40), pool = draw(1, 3);
+    for (auto* all : {&weights, &gradients}) all->emplace_back(size, channels, out);
+    const Weights &w = weights.back(), &d = gradients.back();
+    TrainBlock b{};
+    b.block = {w.pointwise.data,
+               w.time.data,
+               w.freq.data,
+               nullptr,
+               channels,
+               out,
+               draw(1, 8) == 8 ? 1000 : draw(1, 3),
+               pool,
+               true};
+    for (const void** per_channel : {&b.gamma, &b.beta}) {
+      buffers.emplace_back(size_t(out) * size);
+      fill(buffers.back(), size_t(out) * size, size);
+      *per_channel = buffers.back().data;
+    }
+    b.eps = 1e-5;
+    b.frozen = draw(0, 3) == 0;
+    b.statistics = doubles(2 * out);
+    b.sums = doubles(2 * out);
+    b.d_pointwise = draw(0, 3) == 0 ? nullptr : d.pointwise.data;
+    b.d_time_taps = d.time.data;
+    b.d_freq_taps = d.freq.data;
+    for (void** per_channel : {&b.d_gamma, &b.d_beta}) {
+      buffers.emplace_back(size_t(out) * size);
+      *per_channel = buffers.back().data;
+    }
+    blocks.push_back(b);
+    channels = out;
+    frames /= pool;
+    bins /= pool;
+  }
+  const int64_t in = blocks[0].block.in;
+  const Tensor x(size, n, in, t, f, draw(0, 1)), dx(size, n, in, t, f, draw(0, 1));
+  const Tensor y(size, n, channels, frames, bins, draw(0, 1));
+  const Buffer scale(size_t(f) * size), shift(size_t(f) * size);
+  const Buffer d_scale(size_t(f) * size), d_shift(size_t(f) * size);
+  for (const Buffer* buffer : {&scale, &shift}) fill(*buffer, size_t(f) * size, size);
+  const int32_t stripes[] = {0, -5, 3, 1, 9, 1000, 1, 5, 2, 7, 0, 9};
+  std::vector<int32_t> all;
+  for (int64_t i = 0; i < n; ++i) all.insert(all.end(), stripes, stripes + 12);
+  const bool affine = draw(0, 1) == 1;
+  Train job{};
+  job.dtype = dtype;
+  job.input = {
+      x.map,      n, in, t, f, affine ? scale.data : nullptr, affine ? shift.data : nullptr,
+      all.data(), 4};
+  job.blocks = blocks.data();
+  job.num_blocks = int64_t(blocks.size());
+  job.y = y.map;
+  if (draw(0, 1) == 1) job.dx = dx.map;
+  if (affine) {
+    job.d_scale = d_scale.data;
+    job.d_shift = d_shift.data;
+  }
+  job.spans = draw(1, t);
+  job.groups = draw(1, n * job.spans);
+  const TrainKernels& k = kernels.train(job);
+  const bool lone = in == 1;
+  for (int64_t i = 0; i < job.num_blocks; ++i) {
+    TrainBlock& b = blocks[size_t(i)];
+    const auto keep = [&](int64_t elements) {
+      buffers.emplace_back(size_t(elements) * size);
+      return buffers.back().data;
+    };
+    if (i > 0) b.x = keep(k.x_size(job, i));
+    if (i > 0 || !lone) b.z = keep(k.z_size(job, i));
+    if (i + 1 < job.num_blocks) b.grad = keep(k.grad_size(job, i));
+  }
+  const auto run = [&](const TrainPass& pass, int64_t i) {
+    const Buffer packed(padded(pass.weights_bytes(job, i)));
+    pass.pack(job, i, packed.data);
+    const size_t partial = pass.partial_bytes(job, i);
+    const Buffer partials(partial * size_t(job.groups));
+    for (int64_t group = 0; group < job.groups; ++group) {
+      const Buffer scratch(padded(pass.scratch_bytes(job, i)));
+      pass.run(job, i, packed.data, scratch.data,
+               static_cast<char*>(partials.data) + size_t(group) * partial, group);
+    }
+    pass.finish(job, i, partials.data);
+  };
+  for (int64_t i = 0; i <= job.num_blocks; ++i) {
+    const bool is_lone = i == 0 && lone;
+    if (!is_lone) run(k.forward, i);
+    if (i == job.num_blocks || blocks[size_t(i)].frozen) continue;
+    if (is_lone) run(k.lone_statistics, i);
+    if (!is_lone && job.spans > 1) run(k.statistics, i);
+  }
+  for (int64_t i = job.num_blocks - 1; i >= 0; --i) {
+    if (i == 0 && lone) {
+      run(k.lone_backward, 0);
+      if (job.dx.data != nullptr) run(k.lone_dx, 0);
+    } else {
+      run(k.sums, i);
+      run(k.backward, i);
+    }
+  }
+}
+
 void head(const Kernels& kernels, DType dtype, size_t size) {
   const int64_t n = draw(1, 3), c = draw(0, 70), t = draw(1, 9), f = draw(1, 40);
   const Tensor x(size, n, c, t, f, draw(0, 1));
@@ -281,8 +396,9 @@ int main(int, char** argv) {
       for (const auto& [dtype, size] : dtypes) {
         infer(*kernels, dtype, size);
         gradient(*kernels, dtype, size);
+        if (size > 2) train(*kernels, dtype, size);
         head(*kernels, dtype, size);
-        runs += 3;
+        runs += size > 2 ? 4 : 3;
       }
     }
   }

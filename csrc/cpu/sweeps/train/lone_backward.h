@@ -12,6 +12,7 @@
 #include "../../parts/scratch.h"
 #include "../../parts/vec.h"
 #include "lone.h"
+#include "lone_sums.h"
 #include "norm_gradient.h"
 
 namespace fastsep::FASTSEP_ISA {
@@ -24,8 +25,7 @@ class LoneBackward {
   static constexpr int64_t L = kLanes<T>;
   // Sums of a bin: da x[k] for the five taps, da, and da of rows whose row above, own row or row
   // below is masked or outside; the last three for the affine's gradients only.
-  static constexpr int64_t kPairs = kTaps * (kTaps + 1) / 2;
-  static constexpr int64_t kDa = kTaps, kMissing = kTaps + 1, kSums = kTaps + 4;
+  static constexpr int64_t kMissing = kTaps + 1, kSums = kTaps + 4;
 
   struct Packed {
     Packed(Bump& bump, const Train& job)
@@ -33,24 +33,6 @@ class LoneBackward {
           scaled(bump.take<T>(ceil_div(job.blocks[0].block.out, L) * Taps<T>::kSize)) {}
     T* folded;  // whose cross is a / pool^2
     T* scaled;  // w scale / pool^2
-  };
-
-  // Sums of a group of work, in double. Per bin, of the centre of the cross: sums over channels of
-  // w scale da x[k] and of w scale da u[k], and moments of x and u. u is 1 where x is there: in the
-  // map, under no stripe.
-  struct Sums {
-    Sums(Bump& bump, const Train& job, bool affine)
-        : channels(ceil_div(job.blocks[0].block.out, L) * L),
-          bins(job.input.bins),
-          by_channel(bump.take<double>((kTaps + 1) * channels)),
-          pairs(bump.take<double>(kPairs * bins)),
-          x(bump.take<double>(kTaps * bins)),
-          by_scale(bump.take<double>(affine ? kTaps * bins : 0)),
-          by_shift(bump.take<double>(affine ? kTaps * bins : 0)),
-          ux(bump.take<double>(affine ? kTaps * kTaps * bins : 0)),
-          uu(bump.take<double>(affine ? kTaps * kTaps * bins : 0)) {}
-    int64_t channels, bins;
-    double *by_channel, *pairs, *x, *by_scale, *by_shift, *ux, *uu;
   };
 
  public:
@@ -80,7 +62,7 @@ class LoneBackward {
 
   static size_t partial_bytes(const Train& job, int64_t) {
     Bump bump(nullptr);
-    Sums(bump, job, job.input.scale != nullptr);
+    LoneSums<T>(bump, job);
     return bump.used();
   }
 
@@ -96,83 +78,7 @@ class LoneBackward {
   }
 
   static void finish(const Train& job, int64_t, void* partials) {
-    const bool affine = job.input.scale != nullptr;
-    const size_t stride = partial_bytes(job, 0);
-    double* first = static_cast<double*>(partials);
-    for (int64_t g = 1; g < job.groups; ++g) {
-      const double* other = first + size_t(g) * stride / sizeof(double);
-      for (size_t i = 0; i < stride / sizeof(double); ++i) first[i] += other[i];
-    }
-    Bump bump(partials);
-    const Sums s(bump, job, affine);
-    const TrainBlock& b = job.blocks[0];
-    const Block& block = b.block;
-    const int64_t bins = job.input.bins;
-    const Moments moments(job, s);
-    double total_x[kTaps] = {}, total_xx[kTaps][kTaps] = {};  // over all bins
-    for (int64_t k = 0; k < kTaps; ++k) {
-      for (int64_t f = 0; f < bins; ++f) {
-        total_x[k] += moments.of_x(k, f, moments.raw(k, f), moments.u(k, f));
-        for (int64_t j = 0; j < kTaps; ++j) {
-          total_xx[j][k] += moments.of_x(k, f, moments.x_raw(j, k, f), moments.x_u(j, k, f));
-        }
-      }
-    }
-    double matrix[kTaps][kTaps] = {}, vector[kTaps] = {};  // by_v w w and constant w, over channels
-    for (int64_t c = 0; c < block.out; ++c) {
-      const auto sum = [&](int64_t k) {
-        return s.by_channel[k * s.channels + c] / double(block.pool * block.pool);
-      };
-      const Norm norm = norm_of<T>(b, c);
-      double w[kTaps], taps[kTaps], dw[kTaps], by_v = -norm.mean * sum(kDa);
-      LoneTaps<T>::products(block, c, 1, w);
-      cross_taps<T>(block, c, taps);
-      for (int64_t k = 0; k < kTaps; ++k) by_v += w[k] * sum(k);
-      b.sums[c] = sum(kDa);
-      b.sums[block.out + c] = by_v;
-      const auto terms = NormGradient<T>::terms(job, 0, c);
-      const double constant = terms.constant - terms.by_v * norm.mean;
-      double d_pointwise = 0;
-      for (int64_t k = 0; k < kTaps; ++k) {
-        dw[k] = terms.scale * sum(k) + constant * total_x[k];
-        for (int64_t j = 0; j < kTaps; ++j) {
-          dw[k] += terms.by_v * w[j] * total_xx[j][k];
-          matrix[j][k] += w[k] * terms.by_v * w[j];
-        }
-        vector[k] += w[k] * constant;
-        d_pointwise += taps[k] * dw[k];
-      }
-      if (b.d_beta != nullptr) static_cast<T*>(b.d_beta)[c] = T(b.sums[c]);
-      if (b.d_gamma != nullptr) static_cast<T*>(b.d_gamma)[c] = T(norm.rstd * by_v);
-      if (b.d_pointwise != nullptr) static_cast<T*>(b.d_pointwise)[c] = T(d_pointwise);
-      if (b.d_time_taps != nullptr) {
-        const double p = double(static_cast<const T*>(block.pointwise)[c]);
-        T* time = static_cast<T*>(b.d_time_taps) + 3 * c;
-        T* freq = static_cast<T*>(b.d_freq_taps) + 3 * c;
-        time[0] = T(p * dw[0]);
-        freq[0] = T(p * dw[1]);
-        time[1] = freq[1] = T(p * dw[2]);
-        freq[2] = T(p * dw[3]);
-        time[2] = T(p * dw[4]);
-      }
-    }
-    if (job.d_scale == nullptr) return;
-    const int64_t reach = sizes_of(job, 0).reach_f;
-    for (int64_t f = 0; f < bins; ++f) {  // of x; the cross that reads it as tap k is around f - k
-      double scale = 0, shift = 0;
-      for (int64_t k = 0; k < kTaps; ++k) {
-        const int64_t at = f - offset(k, reach);
-        if (at < 0 || at >= bins) continue;
-        scale += s.by_scale[k * bins + at] + vector[k] * moments.raw(k, at);
-        shift += s.by_shift[k * bins + at] + vector[k] * moments.u(k, at);
-        for (int64_t j = 0; j < kTaps; ++j) {
-          scale += matrix[j][k] * moments.x_raw(j, k, at);
-          shift += matrix[j][k] * moments.x_u(j, k, at);
-        }
-      }
-      static_cast<T*>(job.d_scale)[f] = T(scale);
-      static_cast<T*>(job.d_shift)[f] = T(shift);
-    }
+    LoneSums<T>::finish(job, partials);
   }
 
  private:
@@ -183,7 +89,7 @@ class LoneBackward {
         groups_(ceil_div(sizes_.block.out, L)),
         steps_(most(kLoneRows / sizes_.block.pool, 1)),
         packed_(weights, job),
-        sums_(partial, job, affine_),
+        sums_(partial, job),
         x_(job, steps_ * sizes_.block.pool, scratch),
         raw_(job, steps_ * sizes_.block.pool, scratch, false),
         grad_(job, 0, steps_, scratch),
@@ -193,11 +99,6 @@ class LoneBackward {
         rows_(scratch.take<const T*>(steps_)),
         bin_sums_(scratch.take<T>(groups_ * sizes_.bins * kSums * L)),
         x_sums_(scratch.take<double>(4 * kTaps * sizes_.bins)) {}
-
-  // Where tap k of the cross stands along the bins.
-  static int64_t offset(int64_t k, int64_t reach) { return k == 1 ? -reach : k == 3 ? reach : 0; }
-  // Which of the rows above, at and below the centre it stands in.
-  static int64_t row_of_tap(int64_t k) { return k == 0 ? 0 : k == 4 ? 2 : 1; }
 
   void run_span(int64_t n, int64_t span) {
     const int64_t pool = sizes_.block.pool;
@@ -276,7 +177,7 @@ class LoneBackward {
   template <class V, class Read, class Add>
   FASTSEP_INLINE void add_moments(Read read, Add add, int64_t f, int64_t rows) const {
     const int64_t bins = sizes_.bins;
-    V first[kTaps] = {}, second[kPairs] = {};
+    V first[kTaps] = {}, second[kLonePairs] = {};
     for (int64_t i = 0; i < rows; ++i) {
       const Cross<T>& x = raw_cross_[i];
       const V v[] = {read(x.up + f), read(x.middle + f - x.reach), read(x.middle + f),
@@ -294,7 +195,7 @@ class LoneBackward {
       }
     }
     for (int j = 0; j < kTaps; ++j) add(x_sums_ + 4 * j * bins + f, first[j]);
-    for (int i = 0; i < kPairs; ++i) add(sums_.pairs + i * bins + f, second[i]);
+    for (int i = 0; i < kLonePairs; ++i) add(sums_.pairs + i * bins + f, second[i]);
   }
 
   // What rows under `steps` rows of the output add to the sums of a group's bins, those under bins
@@ -319,7 +220,7 @@ class LoneBackward {
           sum[2] += da * x.middle[f];
           sum[3] += da * x.middle[f + x.reach];
           sum[4] += da * x.down[f];
-          sum[kDa] += da;
+          sum[kTaps] += da;
           if constexpr (missing) {
             for (int64_t k = 0; k < 3; ++k) sum[kMissing + k] += da * missing_[3 * r + k];
           }
@@ -352,13 +253,13 @@ class LoneBackward {
     const T* scale = static_cast<const T*>(job_.input.scale);
     const T* shift = static_cast<const T*>(job_.input.shift);
     for (int64_t k = 0; k < kTaps; ++k) {
-      const int64_t row = row_of_tap(k), off = offset(k, sizes_.reach_f);
+      const int64_t row = row_of_tap(k), off = bin_of_tap(k, sizes_.reach_f);
       for (int64_t g = 0; g < groups_; ++g) {
         const Vec<T> w = load(packed_.scaled + g * Taps<T>::kSize + k * L);
         const T* sums = bin_sums_ + g * bins * kSums * L;
         Vec<T> of_x = {}, all = {};
         for (int64_t f = 0; f < bins; ++f, sums += kSums * L) {
-          const Vec<T> da = load(sums + kDa * L);
+          const Vec<T> da = load(sums + kTaps * L);
           if (k == 0) all += da;
           if (!x_.has_bin(f + off)) continue;
           const Vec<T> by_raw = load(sums + k * L);
@@ -368,7 +269,7 @@ class LoneBackward {
           sums_.by_shift[k * bins + f] += over_lanes(w * there);
         }
         add_by_channel(k, g, of_x);
-        if (k == 0) add_by_channel(kDa, g, all);
+        if (k == 0) add_by_channel(kTaps, g, all);
       }
       for (int64_t f = 0; f < bins; ++f) {
         if (!x_.has_bin(f + off)) continue;
@@ -376,7 +277,7 @@ class LoneBackward {
           const int64_t pair = (k * kTaps + j) * bins + f, other = row_of_tap(j);
           const double* of_x = x_sums_ + 4 * j * bins + f;
           sums_.ux[pair] += of_x[0] - of_x[(1 + row) * bins];
-          const bool both = x_.has_bin(f + offset(j, sizes_.reach_f));
+          const bool both = x_.has_bin(f + bin_of_tap(j, sizes_.reach_f));
           sums_.uu[pair] += both ? double(counts_[row][other]) : 0;
         }
       }
@@ -389,50 +290,12 @@ class LoneBackward {
     return sum;
   }
 
-  // Moments of the bins, read off the sums. x: as the block sees it; raw: before the affine.
-  struct Moments {
-    Moments(const Train& job, const Sums& sums)
-        : s(sums),
-          affine(job.input.scale != nullptr),
-          bins(job.input.bins),
-          reach(sizes_of(job, 0).reach_f),
-          scale(static_cast<const T*>(job.input.scale)),
-          shift(static_cast<const T*>(job.input.shift)) {}
-
-    // Where tap k of the cross around bin f reads, or -1 outside the map.
-    int64_t bin_of(int64_t k, int64_t f) const {
-      const int64_t at = f + offset(k, reach);
-      return at < bins ? at : -1;
-    }
-    double raw(int64_t k, int64_t f) const { return s.x[k * bins + f]; }
-    double u(int64_t k, int64_t f) const { return affine ? s.uu[(k * kTaps + k) * bins + f] : 0; }
-    double x_raw(int64_t j, int64_t k, int64_t f) const {
-      const int64_t pair = j >= k ? j * (j + 1) / 2 + k : k * (k + 1) / 2 + j;
-      return of_x(j, f, s.pairs[pair * bins + f], affine ? s.ux[(j * kTaps + k) * bins + f] : 0);
-    }
-    double x_u(int64_t j, int64_t k, int64_t f) const {
-      if (!affine) return 0;
-      return of_x(j, f, s.ux[(k * kTaps + j) * bins + f], s.uu[(j * kTaps + k) * bins + f]);
-    }
-    // From what tap j's raw x and its u give to what its x gives.
-    double of_x(int64_t j, int64_t f, double of_raw, double of_u) const {
-      const int64_t at = bin_of(j, f);
-      if (!affine) return of_raw;
-      return at < 0 ? 0 : double(scale[at]) * of_raw + double(shift[at]) * of_u;
-    }
-
-    const Sums& s;
-    bool affine;
-    int64_t bins, reach;
-    const T *scale, *shift;
-  };
-
   const Train& job_;
   bool affine_;
   Sizes sizes_;
   int64_t groups_, steps_;
   Packed packed_;
-  Sums sums_;
+  LoneSums<T> sums_;
   LoneRows<T> x_, raw_;
   OutputGradient<T> grad_;
   Cross<T>*cross_, *raw_cross_;

@@ -325,7 +325,9 @@ def test_mixed_precision(
     exact, mixed = train(tmp_path / "exact"), train(tmp_path / "run", settings)
     expected, actual = torch.stack(losses).chunk(2)
     assert actual.dtype == torch.float32
-    torch.testing.assert_close(actual, expected, rtol=2**-7, atol=0)  # bfloat16's eps
+    # Along a value's way a rounding after each convolution, batch norm and pooled row, and three in
+    # the head: 4 * 3 + 3, each of at most half of bfloat16's eps.
+    torch.testing.assert_close(actual, expected, rtol=15 * 2**-8, atol=0)
     content = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
     assert all(t.dtype == exact[name].dtype for name, t in mixed.items())
     moments = [s for state in content["optimizer_states"][0]["state"].values()

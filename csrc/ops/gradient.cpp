@@ -40,10 +40,8 @@ Gradients gradients(const Tensor& grad, const Tensor& x, const HeldBlock& held, 
   job.d_time_taps = d_time.data_ptr();
   job.d_freq_taps = d_freq.data_ptr();
   job.d_bias = d_bias.data_ptr();
-  // Spans and groups follow from the shape alone: the order of every sum is fixed.
   const Input& input = job.input;
-  const int64_t clips = std::max<int64_t>(input.clips, 1);
-  job.spans = std::clamp<int64_t>(8 / clips, 1, std::max<int64_t>(input.frames / 32, 1));
+  job.spans = spans_of(input);
   const int64_t items = input.bins == 0 || input.frames == 0 ? 0 : input.clips * job.spans;
   job.groups = std::min(items, kGroups);
 

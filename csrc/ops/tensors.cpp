@@ -5,6 +5,8 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
+
 #include "arena.h"
 
 namespace fastsep {
@@ -43,6 +45,11 @@ Input input_of(const Tensor& x) {
   input.frames = x.size(2);
   input.bins = x.size(3);
   return input;
+}
+
+int64_t spans_of(const Input& input) {
+  const int64_t clips = std::max<int64_t>(input.clips, 1);
+  return std::clamp<int64_t>(8 / clips, 1, std::max<int64_t>(input.frames / 32, 1));
 }
 
 namespace {

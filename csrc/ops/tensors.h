@@ -17,6 +17,10 @@ DType dtype_of(const Tensor& x);
 Map map_of(const Tensor& x);
 void check_map(const Tensor& x);
 
+// Into how many spans of time gradients cut a clip, from the shape alone: the order of every sum is
+// fixed, whatever the threads.
+int64_t spans_of(const Input& input);
+
 // x as an operator's input, with nothing to do as it is loaded.
 Input input_of(const Tensor& x);
 

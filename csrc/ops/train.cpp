@@ -37,7 +37,6 @@ struct HeldStack {
                     "x must be float32 or float64 in training");
     job.dtype = dtype_of(x);
     job.input = input.input();
-    int64_t frames = job.input.frames;
     weights.reserve(n);
     for (size_t i = 0; i < n; ++i) {
       weights.emplace_back(x, pointwise[i], time_taps[i], freq_taps[i], std::nullopt);
@@ -48,13 +47,10 @@ struct HeldStack {
       b.beta = per_channel(x, beta[i], b.block.out);
       b.eps = eps[i];
       blocks.push_back(b);
-      frames /= pool[i];
     }
     job.blocks = blocks.data();
     job.num_blocks = int64_t(n);
-    // Spans and groups follow from the shape alone: the order of every sum is fixed.
-    const int64_t clips = std::max<int64_t>(job.input.clips, 1);
-    job.spans = std::clamp<int64_t>(8 / clips, 1, std::max<int64_t>(job.input.frames / 32, 1));
+    job.spans = spans_of(job.input);
     job.groups = std::min(job.input.clips * job.spans, kGroups);
   }
 

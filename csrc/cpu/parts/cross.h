@@ -42,7 +42,7 @@ struct Taps {
 
   static constexpr int64_t kSize = 6 * kLanes<T>;
 
-  // The transposed cross, which carries gradients from y back to z.
+  // The transposed cross, which carries gradients from y back to z; `to` may be the same.
   static void flip(const T* packed, int64_t groups, T* to) {
     for (; groups > 0; --groups, packed += kSize, to += kSize) {
       const Taps taps = read(packed);

@@ -28,11 +28,10 @@ class TrainBackward {
         : panels{bump.take<T>(Panels<T>::size(block.out, block.in)), block.out, block.in},
           norm(bump.take<T>(ceil_div(block.out, L) * NormTaps<T>::kSize)),
           gradient(bump.take<T>(ceil_div(block.out, L) * NormGradient<T>::kSize)),
-          taps(bump.take<T>(ceil_div(block.out, L) * Taps<T>::kSize)),
           flipped(bump.take<T>(ceil_div(block.out, L) * Taps<T>::kSize)) {}
 
     Panels<T> panels;
-    T *norm, *gradient, *taps, *flipped;
+    T *norm, *gradient, *flipped;
   };
 
  public:
@@ -49,8 +48,8 @@ class TrainBackward {
     packed.panels.pack(static_cast<const T*>(b.block.pointwise), 1, b.block.in);
     NormTaps<T>::pack(b, packed.norm);
     NormGradient<T>::pack(job, i, packed.gradient);
-    Taps<T>::template pack<T>(b.block, packed.taps, [](int64_t) { return T(1); });
-    Taps<T>::flip(packed.taps, ceil_div(b.block.out, L), packed.flipped);
+    Taps<T>::template pack<T>(b.block, packed.flipped, [](int64_t) { return T(1); });
+    Taps<T>::flip(packed.flipped, ceil_div(b.block.out, L), packed.flipped);
   }
 
   static size_t scratch_bytes(const Train& job, int64_t i) {

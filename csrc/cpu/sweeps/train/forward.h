@@ -113,14 +113,12 @@ class TrainForward {
         packed_(weights, job, i),
         load_(job.input, i > 0 || job.input.x.c != 1, scratch),
         statistics_(counts_ ? sizes_.block.out : 0, scratch, partial) {
-    int64_t outside = 0;
     if (i > 0) {
       const int64_t pool = before_sizes_.block.pool;
       if (after_lone_) {
         lone_.emplace(job, pool, scratch);
       } else {
-        z_before_ = kept_z<T>(job, i - 1);
-        outside = z_before_.row_size();
+        z_before_.emplace(job, i - 1, scratch);
       }
       window_ = scratch.take<Cross<T>>(pool);
     }
@@ -128,11 +126,9 @@ class TrainForward {
       x_row_ = scratch.take<T>(row_size<T>(before_sizes_.block.out, sizes_.bins));
     } else {
       z_ = kept_z<T>(job, i);
-      outside = most(outside, z_.row_size());
+      z_cross_.emplace(job, i, scratch);
       if (i > 0) x_ = kept_x<T>(job, i);
     }
-    outside_size_ = outside;
-    outside_ = scratch.take<T>(outside);
   }
 
   static void run_items(const Train& job, int64_t i, const void* weights, void* scratch,
@@ -140,9 +136,8 @@ class TrainForward {
     Bump packed(const_cast<void*>(weights)), bump(scratch), sums(partial);
     TrainForward pass(job, i, packed, bump, sums);
     if (sums.used() > 0) std::memset(partial, 0, sums.used());
-    if (pass.outside_size_ > 0) {
-      std::memset(pass.outside_, 0, size_t(pass.outside_size_) * sizeof(T));
-    }
+    if (pass.z_before_) pass.z_before_->clear();
+    if (pass.z_cross_) pass.z_cross_->clear();
     const int64_t items = job.input.clips * job.spans;
     for (int64_t k = items * group / job.groups; k < items * (group + 1) / job.groups; ++k) {
       if (makes) {
@@ -201,8 +196,7 @@ class TrainForward {
   void find_input(int64_t n, int64_t t, T* x, int64_t stride) {
     const int64_t pool = before_sizes_.block.pool, groups = ceil_div(before_sizes_.block.out, L);
     for (int64_t i = 0; i < pool; ++i) {
-      window_[i] = after_lone_ ? lone_->cross(t * pool + i)
-                               : cross(z_before_, n, t * pool + i, before_sizes_);
+      window_[i] = after_lone_ ? lone_->cross(t * pool + i) : (*z_before_)(n, t * pool + i);
     }
     if (after_lone_) {
       LoneTaps<T>::pooled(packed_.before, groups, window_, pool, sizes_.bins, x, stride);
@@ -210,19 +204,13 @@ class TrainForward {
       const auto norm = pool == 2   ? pooled_norm<T, 2>
                         : pool == 1 ? pooled_norm<T, 1>
                                     : pooled_norm<T, 0>;
-      norm(packed_.before, groups, window_, z_before_.group_stride(), pool, sizes_.bins, x, stride);
+      norm(packed_.before, groups, window_, z_before_->group_stride(), pool, sizes_.bins, x,
+           stride);
     }
   }
 
   void count_row(int64_t n, int64_t t) {
-    statistics_.add_row(packed_.taps, cross(z_, n, t, sizes_), z_.group_stride(), sizes_.bins);
-  }
-
-  Cross<T> cross(const Kept<T>& z, int64_t n, int64_t t, const Sizes& sizes) const {
-    const auto row = [&](int64_t at) -> const T* {
-      return at < 0 || at >= sizes.frames ? outside_ + sizes.reach_f * L : z.row(n, at);
-    };
-    return {row(t - sizes.reach_t), row(t), row(t + sizes.reach_t), sizes.reach_f * L};
+    statistics_.add_row(packed_.taps, (*z_cross_)(n, t), z_.group_stride(), sizes_.bins);
   }
 
   const Train& job_;
@@ -233,10 +221,10 @@ class TrainForward {
   Load<T> load_;
   Statistics<T> statistics_;
   std::optional<LoneRows<T>> lone_;
-  Kept<T> z_before_, x_, z_;
+  std::optional<KeptCross<T>> z_before_, z_cross_;  // as a cross reads them
+  Kept<T> x_, z_;
   Cross<T>* window_ = nullptr;
-  T *x_row_ = nullptr, *outside_ = nullptr;  // outside: a row of z outside the map
-  int64_t outside_size_ = 0;
+  T* x_row_ = nullptr;
 };
 
 }  // namespace fastsep::FASTSEP_ISA

@@ -16,18 +16,6 @@
 
 namespace fastsep::FASTSEP_ISA {
 
-constexpr int64_t kTaps = 5;  // up, left, centre, right, down
-
-// The five taps of channel c, the centres merged.
-template <class T>
-void cross_taps(const Block& block, int64_t c, double* taps) {
-  const T* time = static_cast<const T*>(block.time_taps) + 3 * c;
-  const T* freq = static_cast<const T*>(block.freq_taps) + 3 * c;
-  const double all[] = {double(time[0]), double(freq[0]), double(time[1]) + double(freq[1]),
-                        double(freq[2]), double(time[2])};
-  for (int64_t k = 0; k < kTaps; ++k) taps[k] = all[k];
-}
-
 template <class T>
 struct LoneTaps {
   static constexpr int64_t L = kLanes<T>;

@@ -44,6 +44,31 @@ Kept<T> kept_grad(const Train& job, int64_t i) {
   return Kept<T>(job.blocks[i].grad, s.block.out, s.frames_out, s.bins_out, 0);
 }
 
+// z of a block, as its cross reads it.
+template <class T>
+class KeptCross {
+ public:
+  KeptCross(const Train& job, int64_t i, Bump& scratch)
+      : sizes_(sizes_of(job, i)), z_(kept_z<T>(job, i)), outside_(scratch.take<T>(z_.row_size())) {}
+
+  void clear() const { std::memset(outside_, 0, size_t(z_.row_size()) * sizeof(T)); }
+  int64_t group_stride() const { return z_.group_stride(); }
+
+  Cross<T> operator()(int64_t n, int64_t t) const {
+    return {row(n, t - sizes_.reach_t), row(n, t), row(n, t + sizes_.reach_t),
+            sizes_.reach_f * kLanes<T>};
+  }
+
+ private:
+  const T* row(int64_t n, int64_t t) const {
+    return t < 0 || t >= sizes_.frames ? outside_ + sizes_.reach_f * kLanes<T> : z_.row(n, t);
+  }
+
+  Sizes sizes_;
+  Kept<T> z_;
+  T* outside_;
+};
+
 struct Norm {
   double mean, rstd, gamma, beta;
   double scale() const { return gamma * rstd; }
@@ -53,6 +78,18 @@ template <class T>
 Norm norm_of(const TrainBlock& b, int64_t c) {
   return {b.statistics[c], 1 / std::sqrt(b.statistics[b.block.out + c] + b.eps),
           double(static_cast<const T*>(b.gamma)[c]), double(static_cast<const T*>(b.beta)[c])};
+}
+
+constexpr int64_t kTaps = 5;  // up, left, centre, right, down
+
+// The five taps of channel c, the centres merged.
+template <class T>
+void cross_taps(const Block& block, int64_t c, double* taps) {
+  const T* time = static_cast<const T*>(block.time_taps) + 3 * c;
+  const T* freq = static_cast<const T*>(block.freq_taps) + 3 * c;
+  const double all[] = {double(time[0]), double(freq[0]), double(time[1]) + double(freq[1]),
+                        double(freq[2]), double(time[2])};
+  for (int64_t k = 0; k < kTaps; ++k) taps[k] = all[k];
 }
 
 // A block's taps and batch norm: the cross with v = y - mean as its value, and a / pool^2 from it.
@@ -74,17 +111,17 @@ struct NormTaps {
     constexpr int64_t L = kLanes<T>;
     const Block& block = b.block;
     const double share = 1.0 / double(block.pool * block.pool);
-    const T* time = static_cast<const T*>(block.time_taps);
-    const T* freq = static_cast<const T*>(block.freq_taps);
     for (int64_t c = 0; c < ceil_div(block.out, L) * L; ++c) {
       T* lane = to + c / L * kSize + c % L;
-      for (int64_t i = 0; i < 8; ++i) lane[i * L] = 0;
+      for (int64_t i = 0; i < kTaps + 3; ++i) lane[i * L] = 0;
       if (c >= block.out) continue;
       const Norm norm = norm_of<T>(b, c);
-      const T values[] = {
-          time[3 * c],     freq[3 * c],   time[3 * c + 1] + freq[3 * c + 1], freq[3 * c + 2],
-          time[3 * c + 2], T(-norm.mean), T(norm.scale() * share),           T(norm.beta * share)};
-      for (int64_t i = 0; i < 8; ++i) lane[i * L] = values[i];
+      double values[kTaps + 3];
+      cross_taps<T>(block, c, values);
+      values[kTaps] = -norm.mean;
+      values[kTaps + 1] = norm.scale() * share;
+      values[kTaps + 2] = norm.beta * share;
+      for (int64_t i = 0; i < kTaps + 3; ++i) lane[i * L] = T(values[i]);
     }
   }
 };

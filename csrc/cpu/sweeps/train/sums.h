@@ -16,31 +16,6 @@
 
 namespace fastsep::FASTSEP_ISA {
 
-// z of a block, as its cross reads it.
-template <class T>
-class KeptCross {
- public:
-  KeptCross(const Train& job, int64_t i, Bump& scratch)
-      : sizes_(sizes_of(job, i)), z_(kept_z<T>(job, i)), outside_(scratch.take<T>(z_.row_size())) {}
-
-  void clear() const { std::memset(outside_, 0, size_t(z_.row_size()) * sizeof(T)); }
-  int64_t group_stride() const { return z_.group_stride(); }
-
-  Cross<T> operator()(int64_t n, int64_t t) const {
-    return {row(n, t - sizes_.reach_t), row(n, t), row(n, t + sizes_.reach_t),
-            sizes_.reach_f * kLanes<T>};
-  }
-
- private:
-  const T* row(int64_t n, int64_t t) const {
-    return t < 0 || t >= sizes_.frames ? outside_ + sizes_.reach_f * kLanes<T> : z_.row(n, t);
-  }
-
-  Sizes sizes_;
-  Kept<T> z_;
-  T* outside_;
-};
-
 template <class T>
 class TrainSums {
   static constexpr int64_t L = kLanes<T>;

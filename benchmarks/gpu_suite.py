@@ -12,6 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +28,7 @@ SECTIONS = {
     for name, home in {
         "machine": "machine:cases",
         "correctness": "correctness:cuda_cases",
+        "compile": "tune:compile_cases",
         "tune": "tune:cases",
         "operator": "layers:operator_cases",
         "blocks": "layers:block_cases",
@@ -34,11 +37,14 @@ SECTIONS = {
         "tta": "network:tta_cases",
     }.items()
 }
+SHARED_OUT = ["correctness"], ["compile"]  # to processes side by side: compiling keeps cores busy
 STAGES = (
-    ["machine", "correctness"],
+    ["machine"],
+    *SHARED_OUT,
     ["tune"],
-    ["operator", "blocks", "network", "training", "tta"],
+    ["network", "training", "tta", "blocks", "operator"],
 )
+TUNING = ["compile"], ["tune"]
 
 
 def main() -> int:
@@ -46,6 +52,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for results")
     parser.add_argument("--minutes", type=float, default=9.0, help="start nothing after so long")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 14),
+                        help="processes for what times nothing")  # fmt: skip
     arguments = parser.parse_args()
     deadline = time.time() + 60 * arguments.minutes
     if not torch.cuda.is_available():
@@ -56,21 +64,53 @@ def main() -> int:
     results.forget_errors(arguments.sections)
     for stage in STAGES:
         chosen = [SECTIONS[name] for name in stage if name in arguments.sections]
-        run_sections(results, chosen, deadline, tune=stage == ["tune"])
+        run = partial(run_shards, jobs=arguments.jobs) if stage in SHARED_OUT else run_sections
+        run(results, chosen, deadline, tune=stage in TUNING)
     left_out = unfinished(results, [SECTIONS[name] for name in arguments.sections])
     write_report(results, left_out)
     return exit_code(results)
 
 
-def run_sections(results: Results, sections: list[str], deadline: float, tune: bool) -> None:
-    """Runs sections (name=module:function) in a child process, and again after what kills it."""
+def run_shards(
+    results: Results, sections: list[str], deadline: float, tune: bool, jobs: int
+) -> None:
+    """Runs sections in so many processes at once, each with results and tuning of its own."""
+    with tempfile.TemporaryDirectory(dir=results.path.parent) as folder:
+        shards = []
+        for i in range(jobs):
+            (own := Path(folder) / str(i)).mkdir()
+            shards.append(Results(own))
+            shards[i].rows = {name: dict(rows) for name, rows in results.rows.items()}
+            shards[i].save()
+        with ThreadPoolExecutor(jobs) as pool:
+            for _ in pool.map(
+                lambda i: run_sections(shards[i], sections, deadline, tune, (i, jobs)), range(jobs)
+            ):
+                pass
+        for shard in shards:
+            for name, rows in shard.rows.items():
+                results.rows.setdefault(name, {}).update(rows)
+        results.save()
+
+
+def run_sections(
+    results: Results,
+    sections: list[str],
+    deadline: float,
+    tune: bool,
+    shard: tuple[int, int] = (0, 1),
+) -> None:
+    """Runs sections (name=module:function) in a child process, and again after what kills it.
+
+    shard: (i, n), to run every n-th case from the i-th on.
+    """
     tuning = results.path.parent / "tuning"
     environment = os.environ | {"FASTSEP_CACHE_DIR": str(tuning.resolve())}
     environment.pop("FASTSEP_TUNE", None)
     if tune:
         environment["FASTSEP_TUNE"] = "1"
     command = [sys.executable, "-m", "benchmarks.gpu.worker", str(results.path.parent),
-               str(deadline), *sections]  # fmt: skip
+               str(deadline), "{}/{}".format(*shard), *sections]  # fmt: skip
     while sections and (left := deadline - time.time()) > 0:
         before = results.count()
         with tempfile.TemporaryFile() as errors:

@@ -19,11 +19,11 @@ SYSTEMS = (FASTSEP, NCHW, CHANNELS_LAST, COMPILED)
 
 
 def operator_cases() -> list[Case]:
-    return _cases("operator", _operator)
+    return _cases("operator", operator)
 
 
 def block_cases() -> list[Case]:
-    return _cases("block", _block)
+    return _cases("block", folded_block)
 
 
 def _cases(kind: str, prepare: Callable[[Layer, int, str, str], Prepared]) -> list[Case]:
@@ -32,17 +32,21 @@ def _cases(kind: str, prepare: Callable[[Layer, int, str, str], Prepared]) -> li
         for name, layer in LAYERS.items():
             for precision in PRECISIONS:
                 for system in SYSTEMS:
-                    compiled = system == COMPILED
-                    if compiled and batch != BATCHES[0]:
+                    if system == COMPILED and batch != BATCHES[0]:
                         continue  # a compilation costs half a minute
                     cases.append(
                         timed(f"{kind}, {name}", batch, precision, system,
                               partial(prepare, layer, batch, precision, system),
                               flop=batch * clip_flop(kind, layer),
                               nbytes=batch * clip_bytes(kind, layer, DTYPES[precision].itemsize),
-                              rank=3 if compiled else 0 if batch == BATCHES[0] else 2)
+                              rank=rank(system, batch))
                     )  # fmt: skip
     return cases
+
+
+def rank(system: str, batch: int) -> int:
+    """What tells most first; cuDNN may search a minute for its best way through channels_last."""
+    return {COMPILED: 3, CHANNELS_LAST: 4}.get(system, 0 if batch == BATCHES[0] else 2)
 
 
 def clip_flop(kind: str, layer: Layer) -> float:
@@ -83,7 +87,7 @@ def _map(n: int, c: int, frames: int, bins: int, precision: str, system: str) ->
     return x.permute(0, 3, 1, 2)
 
 
-def _operator(layer: Layer, batch: int, precision: str, system: str) -> Prepared:
+def operator(layer: Layer, batch: int, precision: str, system: str) -> Prepared:
     """call(x, grad): gradients of x and of the weights, the forward run included."""
     cin, cout, frames, bins = layer
 
@@ -104,7 +108,7 @@ def _operator(layer: Layer, batch: int, precision: str, system: str) -> Prepared
     return Prepared(call, inputs, expected=expected if system == FASTSEP else expected[:1])
 
 
-def _block(layer: Layer, batch: int, precision: str, system: str) -> Prepared:
+def folded_block(layer: Layer, batch: int, precision: str, system: str) -> Prepared:
     module = _layer(_weights(layer, DTYPES[precision]), system, pooled=True)
 
     def call(x: Tensor) -> Tensor:

@@ -34,6 +34,13 @@ EVALUATE: dict[str, Precision] = {"IEEE": "float32", "TF32": "tf32", "bf16": "bf
 TTA_BYTES = 2**34  # what a batch may take: all masks of a clip at once, for every system
 
 
+def rank(system: str, batch: int) -> int:
+    """What tells most first, see `layers.rank`."""
+    if system == COMPILED:
+        return 1 if batch == BATCHES[0] else 3
+    return {CHANNELS_LAST: 4, CHANNELS_LAST + GRAPH: 4}.get(system, 2 if batch == 1 else 0)
+
+
 def network_bytes(itemsize: int) -> float:
     """Every block reads its input and writes its pooled output once: 23 MB in float32."""
     return sum(clip_bytes("block", layer, itemsize) for layer in LAYERS.values())
@@ -55,7 +62,7 @@ def network_cases() -> list[Case]:
                           partial(inference, batch, precision, system),
                           flop=workloads.network_flop(batch),
                           nbytes=batch * network_bytes(dtype.itemsize),
-                          rank=0 if system != COMPILED else 1 if batch == BATCHES[0] else 3)
+                          rank=rank(system, batch))
                 )  # fmt: skip
     return cases
 
@@ -73,7 +80,7 @@ def training_cases() -> list[Case]:
                           partial(training, batch, precision, system),
                           flop=3 * workloads.network_flop(batch),
                           nbytes=3 * batch * network_bytes(DTYPES[precision].itemsize),
-                          rank=1 if system == COMPILED else 2 if batch == 1 else 0)
+                          rank=rank(system, batch))
                 )  # fmt: skip
     return cases
 
@@ -92,7 +99,7 @@ def tta_cases() -> list[Case]:
                           partial(evaluation, batch, precision, system),
                           flop=TTA * workloads.network_flop(batch),
                           nbytes=TTA * batch * network_bytes(4),
-                          rank=3 if system == COMPILED else 0)
+                          rank=rank(system, batch))
                 )  # fmt: skip
     return cases
 

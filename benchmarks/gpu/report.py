@@ -188,6 +188,7 @@ def plot(rows: Rows, target: Path, console: Console) -> None:
         axes.barh(labels, [row["us_per_clip"] for row in chosen], color=colours), fmt="%.1f"
     )
     axes.set_xscale("log")
+    axes.margins(x=0.15)  # room for the labels
     axes.invert_yaxis()
     axes.set_xlabel("microseconds a clip, whole network, batch 256")
     figure.savefig(target, dpi=150)

@@ -1,6 +1,7 @@
-"""Runs cases in a process of its own: `python -m benchmarks.gpu.worker OUT DEADLINE SECTION=...`.
+"""Runs cases in a process: `python -m benchmarks.gpu.worker OUT DEADLINE I/N SECTION=...`.
 
-A section is given as name=module:function, the function returning its cases. A case that raises is
+Every N-th case runs, from the I-th on. A section is given as name=module:function, the function
+returning its cases. A case that raises is
 recorded. One that kills the process, breaks the CUDA context or hangs ends this process, and
 `benchmarks.gpu_suite` starts the next one behind it.
 """
@@ -22,7 +23,7 @@ CASE_SECONDS = 120.0
 START = "(start)"  # the case that stands for a section whose cases could not be listed
 
 
-def main(out: Path, deadline: float, sections: list[str]) -> None:
+def main(out: Path, deadline: float, shard: slice, sections: list[str]) -> None:
     results = Results(out)
     planned: list[tuple[str, Case]] = []
     for section in sections:
@@ -30,7 +31,7 @@ def main(out: Path, deadline: float, sections: list[str]) -> None:
             planned += [(section.partition("=")[0], case) for case in cases(section)]
         except Exception:
             results.finish(section.partition("=")[0], START, {"error": traceback.format_exc()})
-    for section, case in sorted(planned, key=lambda pair: pair[1].rank):
+    for section, case in sorted(planned, key=lambda pair: pair[1].rank)[shard]:
         left = deadline - time.time()
         if left <= 0:
             return
@@ -70,4 +71,5 @@ def release() -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3:])
+    first, step = map(int, sys.argv[3].split("/"))
+    main(Path(sys.argv[1]), float(sys.argv[2]), slice(first, None, step), sys.argv[4:])

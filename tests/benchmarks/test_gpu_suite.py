@@ -203,6 +203,17 @@ def test_failures_stop_nothing_and_finished_cases_are_kept(fakes: Path) -> None:
     assert list(Results(fakes).rows["absent"]) == [START]  # was not asked for again
 
 
+def test_shards_share_the_cases(fakes: Path) -> None:
+    results, sections = Results(fakes), ["mixed=fake_sections:mixed"]
+    results.finish("mixed", "after", {"value": 2.0})  # of an earlier run
+    gpu_suite.run_shards(results, sections, time.time() + 60, True, jobs=4)
+    rows = Results(fakes).rows["mixed"]
+    assert set(rows) == {"raises", "peer raises", "NaN", "dies", "after", "late"}
+    assert rows["after"] == {"value": 2.0} and rows["late"]["tune"] == "1"
+    assert rows["late"]["cache"] != str(fakes / "tuning")
+    assert {path.name for path in fakes.iterdir() if path.is_dir()} <= {"__pycache__"}
+
+
 def test_the_budget_ends_a_case_and_says_what_is_left_out(
     fakes: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -126,8 +126,8 @@ def weights() -> Callable[..., tuple[Any, Any, Any, Any]]:
     return draw
 
 
-# Triton's interpreter truncates what it stores. As on a GPU, the factors of all its products have
-# the dtype of x, also those of dz with x and P.
+# Triton's interpreter truncates what it stores. In Triton's kernels, on a GPU too, the factors of
+# all products have the dtype of x, also those of dz with x and P.
 
 
 @pytest.fixture(scope="session")
@@ -154,10 +154,19 @@ def check_forward() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def check_gradients() -> Callable[..., None]:
-    """f(actual, grad, x, block): actual are the gradients of x and the weights, or None."""
+    """f(actual, grad, x, block): actual are the gradients of x and the weights, or None.
 
-    def check(actual: Sequence[Tensor | None], grad: Tensor, x: Tensor, block: Block) -> None:
-        dz = torch.finfo(x.dtype).eps if INTERPRETED else 0
+    triton: whether Triton's kernels computed them.
+    """
+
+    def check(
+        actual: Sequence[Tensor | None],
+        grad: Tensor,
+        x: Tensor,
+        block: Block,
+        triton: bool = INTERPRETED,
+    ) -> None:
+        dz = torch.finfo(x.dtype).eps if triton else 0
         bounds = gradient_bounds(
             grad, x, block, backward_products=(dz, dz, 0, 0, 0), truncates=INTERPRETED
         )

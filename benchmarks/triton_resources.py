@@ -26,8 +26,7 @@ from triton.runtime.jit import create_function_from_signature
 
 from benchmarks.workloads import LAYERS
 from fastsep.triton import launch
-from fastsep.triton.launch import AS_IT_IS, Operator
-from fastsep.triton.shared import Load
+from fastsep.triton.launch import Operator
 from fastsep.triton.tiles import Launch, candidates_for
 
 TABLE = Path(__file__).parent / "results" / "compiled" / "triton_resources.csv"
@@ -87,12 +86,9 @@ def network_job(kernel: str, layer: str, arithmetic: str, batch: int = 32) -> La
     positive = empty(batch, cout, frames, bins, dtype=torch.int8)
     taps = empty(cout, 3)
     op = Operator(empty(cout, cin), taps, taps, empty(cout), 2, 2, True, x.dtype)
-    load = AS_IT_IS
-    if cin == 1:
-        load = Load(empty(bins), empty(bins), empty(batch, 4, 3, dtype=torch.int32), 4)
     tile = candidates_for(kernel, op.size(x), arithmetic)[0]
     plans = {
-        "forward": lambda: launch.forward(x, y, op, load),
+        "forward": lambda: launch.forward(x, y, op),
         "sums": lambda: launch.sums(x, y, positive, op, []),
         "input_gradient": lambda: launch.input_gradient(y, positive, x, op),
         "pointwise_gradient": lambda: launch.pointwise_gradient(x, y, positive, op, []),

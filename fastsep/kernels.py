@@ -91,9 +91,7 @@ def _triton() -> BackendStatus:
     triton = importlib.import_module("triton")
     if interpreted():
         return BackendStatus(True, "Triton's interpreter on CPU tensors: for tests, very slow")
-    return BackendStatus(
-        True, f"Triton {triton.__version__}, compiled at first use; not yet run on a GPU by us"
-    )
+    return BackendStatus(True, f"Triton {triton.__version__}, compiled at first use")
 
 
 @cache

@@ -11,9 +11,13 @@ import triton.language as tl
 from fastsep.triton.shared import (
     add_product,
     aside,
+    cross,
     inside,
+    load_bias,
     load_input,
     load_taps,
+    lone_cross,
+    place,
     pointers,
     project,
     start,
@@ -23,62 +27,110 @@ SUMS = 6  # of g times z above, here, below, left and right, and of g itself
 
 
 @triton.jit(do_not_specialize=["spans", "length", "windows"])
-def sums_kernel(
-    x, grad, positive, sums, weights, size, load, spans, length, windows, M: tl.constexpr
-):
+def sums_kernel(x, grad, positive, sums, weights, size, spans, length, windows, M: tl.constexpr):
     """Walks as the forward kernel does. Writes the SUMS of each program to sums (programs of a
     channel block, SUMS, Cout), and with ReLU whether y > 0 to positive (N, Cout, T, F)."""
     C: tl.constexpr = M.C
+    COLUMNS: tl.constexpr = M.COLUMNS
     here, taps, bias, row, first_up, first_centre = start(
-        x, load, weights, size, spans, length, windows, M
+        x, weights, size, spans, length, windows, M
     )
     n, channel, f = here.n, here.channel, here.f
     if M.CARRY:
         up, centre = first_up, first_centre
-    of_up = tl.zeros((C,), M.ACC)
-    of_centre = tl.zeros((C,), M.ACC)
-    of_down = tl.zeros((C,), M.ACC)
-    of_left = tl.zeros((C,), M.ACC)
-    of_right = tl.zeros((C,), M.ACC)
-    of_one = tl.zeros((C,), M.ACC)
+    of_up = tl.zeros((C, COLUMNS), M.ACC)
+    of_centre = tl.zeros((C, COLUMNS), M.ACC)
+    of_down = tl.zeros((C, COLUMNS), M.ACC)
+    of_left = tl.zeros((C, COLUMNS), M.ACC)
+    of_right = tl.zeros((C, COLUMNS), M.ACC)
+    of_one = tl.zeros((C, COLUMNS), M.ACC)
     for j in range(here.first, here.stop):
         t = (here.phase + M.STEP * j) * M.POOL + row
         if not M.CARRY:
-            up = project(x, load, weights, size, n, channel, t - M.DILATION, f, M)
-            centre = project(x, load, weights, size, n, channel, t, f, M)
-        down = project(x, load, weights, size, n, channel, t + M.DILATION, f, M)
-        left = aside(centre, x, load, weights, size, here, t, -M.DILATION, M)
-        right = aside(centre, x, load, weights, size, here, t, M.DILATION, M)
+            up = project(x, weights, size, n, channel, t - M.DILATION, f, M)
+            centre = project(x, weights, size, n, channel, t, f, M)
+        down = project(x, weights, size, n, channel, t + M.DILATION, f, M)
+        left = aside(centre, x, weights, size, here, t, -M.DILATION, M)
+        right = aside(centre, x, weights, size, here, t, M.DILATION, M)
         mine = here.owned & (f < size.bins // M.POOL * M.POOL)
         mine = (channel < size.channels_out)[:, None] & mine[None, :]
         at = pointers(grad, n, channel, t // M.POOL, f // M.POOL)
         g = tl.load(at, mask=mine, other=0.0).to(M.ACC) * (1.0 / (M.POOL * M.POOL))
         if M.RELU:
-            y = taps.centre * centre + bias
-            y += taps.middle * centre
-            y += taps.up * up + taps.down * down
-            y += taps.left * left
-            y += taps.right * right
-            keep = (y > 0) | (y != y)  # as PyTorch: NaN passes its gradient on
+            keep = kept(up, centre, down, left, right, taps, bias)
             tl.store(pointers(positive, n, channel, t, f), keep.to(tl.int8), mask=mine)
             g = tl.where(keep, g, 0.0)
-        of_up += tl.sum(g * up, axis=1)
-        of_centre += tl.sum(g * centre, axis=1)
-        of_down += tl.sum(g * down, axis=1)
-        of_left += tl.sum(g * left, axis=1)
-        of_right += tl.sum(g * right, axis=1)
-        of_one += tl.sum(g, axis=1)
+        of_up += g * up
+        of_centre += g * centre
+        of_down += g * down
+        of_left += g * left
+        of_right += g * right
+        of_one += g
         if M.CARRY:
             up, centre = centre, down
+    write(sums, size, channel, of_up, of_centre, of_down, of_left, of_right, of_one, M)
+
+
+@triton.jit(do_not_specialize=["spans", "length", "windows"])
+def lone_sums_kernel(
+    x, grad, positive, sums, weights, size, spans, length, windows, M: tl.constexpr
+):
+    """As sums_kernel, for one input channel: walks as lone_kernel does; z stands for x."""
+    C: tl.constexpr = M.C
+    BINS: tl.constexpr = M.BINS
+    POOL: tl.constexpr = M.POOL
+    here = place(size, spans, length, windows, M)
+    taps = load_taps(weights, size, here.channel, M)
+    bias = load_bias(weights, size, here.channel, M)
+    n, channel = here.n, here.channel
+    mine = (channel < size.channels_out)[:, None] & (here.f < size.bins // M.POOL)[None, :]
+    of_up = tl.zeros((C, BINS), M.ACC)
+    of_centre = tl.zeros((C, BINS), M.ACC)
+    of_down = tl.zeros((C, BINS), M.ACC)
+    of_left = tl.zeros((C, BINS), M.ACC)
+    of_right = tl.zeros((C, BINS), M.ACC)
+    of_one = tl.zeros((C, BINS), M.ACC)
+    for q in range(here.first, here.stop):
+        at = pointers(grad, n, channel, tl.zeros_like(here.f) + q, here.f)
+        whole = tl.load(at, mask=mine, other=0.0).to(M.ACC) * (1.0 / (M.POOL * M.POOL))
+        for i in tl.static_range(POOL):
+            for k in tl.static_range(POOL):
+                t = tl.zeros_like(here.f) + (q * M.POOL + i)
+                f = here.f * M.POOL + k
+                up, centre, down, left, right = lone_cross(x, size, n, t, f, M)
+                g = whole
+                if M.RELU:
+                    keep = kept(up, centre, down, left, right, taps, bias)
+                    tl.store(pointers(positive, n, channel, t, f), keep.to(tl.int8), mask=mine)
+                    g = tl.where(keep, g, 0.0)
+                of_up += g * up
+                of_centre += g * centre
+                of_down += g * down
+                of_left += g * left
+                of_right += g * right
+                of_one += g
+    write(sums, size, channel, of_up, of_centre, of_down, of_left, of_right, of_one, M)
+
+
+@triton.jit
+def kept(up, centre, down, left, right, taps, bias):
+    """Where ReLU lets the gradient pass: as in PyTorch, where y is NaN too."""
+    y = cross(up, centre, down, left, right, taps, bias)
+    return (y > 0) | (y != y)
+
+
+@triton.jit
+def write(sums, size, channel, up, centre, down, left, right, one, M: tl.constexpr):
+    """The sums over the columns, into a program's row of sums (programs, SUMS, Cout)."""
     program = tl.program_id(0) // tl.cdiv(size.channels_out, M.C)
     at = sums + program.to(tl.int64) * (6 * size.channels_out) + channel
     mask = channel < size.channels_out
-    tl.store(at, of_up, mask=mask)
-    tl.store(at + size.channels_out, of_centre, mask=mask)
-    tl.store(at + 2 * size.channels_out, of_down, mask=mask)
-    tl.store(at + 3 * size.channels_out, of_left, mask=mask)
-    tl.store(at + 4 * size.channels_out, of_right, mask=mask)
-    tl.store(at + 5 * size.channels_out, of_one, mask=mask)
+    tl.store(at, tl.sum(up, axis=1), mask=mask)
+    tl.store(at + size.channels_out, tl.sum(centre, axis=1), mask=mask)
+    tl.store(at + 2 * size.channels_out, tl.sum(down, axis=1), mask=mask)
+    tl.store(at + 3 * size.channels_out, tl.sum(left, axis=1), mask=mask)
+    tl.store(at + 4 * size.channels_out, tl.sum(right, axis=1), mask=mask)
+    tl.store(at + 5 * size.channels_out, tl.sum(one, axis=1), mask=mask)
 
 
 @triton.jit
@@ -122,25 +174,28 @@ def input_kernel(grad, positive, dx, weights, size, M: tl.constexpr):
     n = index // per_clip
     position = index % per_clip * M.BINS + tl.arange(0, M.BINS)
     t, f = position // size.bins, position % size.bins
-    total = tl.zeros((C, BINS), M.ACC)
+    K: tl.constexpr = M.K
+    total = tl.zeros((K if M.LONE else C, BINS), M.ACC)
     for first in range(0, size.channels_out, M.K):
         channel = first + tl.arange(0, M.K)
         taps = load_taps(weights, size, channel, M)
         dz = load_dz(grad, positive, taps, size, n, channel, t, f, M)
         if M.LONE:
-            total += tl.sum(dz, axis=0)[None, :]  # the taps hold the pointwise weights
+            total += dz  # the taps hold the pointwise weights
         else:
             at = weights.pointwise + channel.to(tl.int64)[None, :] * size.channels_in
             mask = (channel_in < size.channels_in)[:, None]
             mask = mask & (channel < size.channels_out)[None, :]
             p = tl.load(at + channel_in[:, None], mask=mask, other=0.0).to(M.DOT)
             total = add_product(total, p, dz.to(M.DOT), M)
+    if M.LONE:
+        total = tl.sum(total, axis=0)[None, :]
     mask = (channel_in < size.channels_in)[:, None] & (t < size.frames)[None, :]
     tl.store(pointers(dx, n, channel_in, t, f), total.to(dx.data.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["clips", "splits"])
-def pointwise_kernel(x, grad, positive, sums, weights, size, load, clips, splits, M: tl.constexpr):
+def pointwise_kernel(x, grad, positive, sums, weights, size, clips, splits, M: tl.constexpr):
     """Partial sums (splits, Cout, Cin) of dz x^T: C by K channels of every splits-th block of BINS
     positions a program."""
     C: tl.constexpr = M.C
@@ -160,7 +215,7 @@ def pointwise_kernel(x, grad, positive, sums, weights, size, load, clips, splits
         t, f = position // size.bins, position % size.bins
         dz = load_dz(grad, positive, taps, size, n, channel, t, f, M)
         dz = tl.where((t < size.frames)[None, :], dz, 0.0).to(M.DOT)  # taps reach past the map
-        loaded = load_input(x, load, size, n, channel_in, t, f, M).to(M.DOT)
+        loaded = load_input(x, size, n, channel_in, t, f).to(M.DOT)
         total = add_product(total, dz, tl.trans(loaded), M)
     at = sums + (split * size.channels_out + channel).to(tl.int64)[:, None] * size.channels_in
     mask = (channel < size.channels_out)[:, None] & (channel_in < size.channels_in)[None, :]

@@ -9,17 +9,28 @@ computed once; elsewhere three.
 import triton
 import triton.language as tl
 
-from fastsep.triton.shared import aside, pointers, project, start
+from fastsep.triton.shared import (
+    along_time,
+    aside,
+    cross,
+    load_bias,
+    load_taps,
+    lone_cross,
+    place,
+    pointers,
+    project,
+    start,
+)
 
 
 @triton.jit(do_not_specialize=["spans", "length", "windows"])
-def forward_kernel(x, y, weights, size, load, spans, length, windows, M: tl.constexpr):
+def forward_kernel(x, y, weights, size, spans, length, windows, M: tl.constexpr):
     """x (N, Cin, T, F) -> y (N, Cout, T // POOL, F // POOL)."""
     C: tl.constexpr = M.C
     POOL: tl.constexpr = M.POOL
     BINS: tl.constexpr = M.BINS
     here, taps, bias, row, first_up, first_centre = start(
-        x, load, weights, size, spans, length, windows, M
+        x, weights, size, spans, length, windows, M
     )
     n, channel, f = here.n, here.channel, here.f
     if M.CARRY:
@@ -36,14 +47,12 @@ def forward_kernel(x, y, weights, size, load, spans, length, windows, M: tl.cons
         q = here.phase + M.STEP * j
         t = q * M.POOL + row
         if not M.CARRY:
-            up = project(x, load, weights, size, n, channel, t - M.DILATION, f, M)
-            centre = project(x, load, weights, size, n, channel, t, f, M)
-        down = project(x, load, weights, size, n, channel, t + M.DILATION, f, M)
-        value = taps.centre * centre + bias
-        value += taps.middle * centre
-        value += taps.up * up + taps.down * down
-        value += taps.left * aside(centre, x, load, weights, size, here, t, -M.DILATION, M)
-        value += taps.right * aside(centre, x, load, weights, size, here, t, M.DILATION, M)
+            up = project(x, weights, size, n, channel, t - M.DILATION, f, M)
+            centre = project(x, weights, size, n, channel, t, f, M)
+        down = project(x, weights, size, n, channel, t + M.DILATION, f, M)
+        value = along_time(up, centre, down, taps, bias)
+        value += taps.left * aside(centre, x, weights, size, here, t, -M.DILATION, M)
+        value += taps.right * aside(centre, x, weights, size, here, t, M.DILATION, M)
         if M.RELU:
             value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
         if M.POOL > 1:
@@ -53,3 +62,29 @@ def forward_kernel(x, y, weights, size, load, spans, length, windows, M: tl.cons
         tl.store(at, value.to(y.data.dtype.element_ty), mask=owned)
         if M.CARRY:
             up, centre = centre, down
+
+
+@triton.jit(do_not_specialize=["spans", "length", "windows"])
+def lone_kernel(x, y, weights, size, spans, length, windows, M: tl.constexpr):
+    """As forward_kernel for one input channel, whose x serves all channels of a tile: columns are
+    pooled bins, positions of a pooling window follow each other, and nothing is exchanged."""
+    C: tl.constexpr = M.C
+    BINS: tl.constexpr = M.BINS
+    POOL: tl.constexpr = M.POOL
+    here = place(size, spans, length, windows, M)
+    taps = load_taps(weights, size, here.channel, M)
+    bias = load_bias(weights, size, here.channel, M)
+    owned = (here.channel < size.channels_out)[:, None] & (here.f < size.bins // M.POOL)[None, :]
+    for q in range(here.first, here.stop):
+        total = tl.zeros((C, BINS), M.ACC)
+        for i in tl.static_range(POOL):
+            t = tl.zeros_like(here.f) + (q * M.POOL + i)
+            for k in tl.static_range(POOL):
+                f = here.f * M.POOL + k
+                value = cross(*lone_cross(x, size, here.n, t, f, M), taps, bias)
+                if M.RELU:
+                    value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+                total += value
+        total *= 1.0 / (M.POOL * M.POOL)
+        at = pointers(y, here.n, here.channel, tl.zeros_like(here.f) + q, here.f)
+        tl.store(at, total.to(y.data.dtype.element_ty), mask=owned)

@@ -1,7 +1,7 @@
 """From tensors to kernels: what is compiled, how the work is shared, which tile is used."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -12,14 +12,21 @@ import triton.language as tl
 from torch import Tensor
 
 from fastsep.layouts import accumulator
-from fastsep.triton.backward import SUMS, input_kernel, pointwise_kernel, sums_kernel
-from fastsep.triton.forward import forward_kernel
+from fastsep.triton.backward import (
+    SUMS,
+    input_kernel,
+    lone_sums_kernel,
+    pointwise_kernel,
+    sums_kernel,
+)
+from fastsep.triton.forward import forward_kernel, lone_kernel
+from fastsep.triton.load import load_kernel
 from fastsep.triton.shared import Load, Map, Mode, Size, Weights
 from fastsep.triton.tiles import Launch, Tile
 from fastsep.triton.tuning import choose
 
 POOLS = (1, 2, 4)  # windows of which a tile, a power of two of columns wide, holds whole ones
-AS_IT_IS = Load(None, None, None, 0)
+LOADED = 1024  # positions a program
 WAVES = 4  # programs wanted for every multiprocessor, so that the last ones to end matter little
 _TRITON = {
     torch.float32: tl.float32,
@@ -36,6 +43,10 @@ class Walk(NamedTuple):
     spans: int
     length: int
     windows: int
+
+    def programs(self, x: Tensor) -> int:
+        """For a block of channels."""
+        return x.shape[0] * self.spans * self.windows
 
 
 @dataclass(frozen=True)
@@ -91,9 +102,13 @@ class Operator:
             STEP=1,
         )
 
-    def walking(self, x: Tensor, tile: Tile) -> tuple[Mode, Walk, int]:
-        """For kernels that walk along time: mode, walk, and programs a block of channels."""
+    def walking(self, x: Tensor, tile: Tile) -> tuple[Mode, Walk]:
+        """For kernels that walk along time: one input channel's with columns of pooled bins, the
+        others with tiles of z."""
         size = self.size(x)
+        if size.channels_in == 1:
+            mode = self.mode(x, tile)
+            return mode, self._cut(x, mode, triton.cdiv(size.bins // mode.POOL, mode.BINS))
         bins = min(max(tile.columns // self.pool, 16), triton.next_power_of_2(max(size.bins, 16)))
         mode = self.mode(x, tile)
         carry = mode.DILATION % mode.POOL == 0
@@ -105,28 +120,43 @@ class Operator:
         mode = mode._replace(
             CARRY=carry, GATHER=gather, HALO=halo, STEP=step, BINS=bins, COLUMNS=mode.POOL * bins
         )
-        windows = triton.cdiv(size.bins, bins - 2 * halo)
+        return mode, self._cut(x, mode, triton.cdiv(size.bins, bins - 2 * halo))
+
+    def _cut(self, x: Tensor, mode: Mode, windows: int) -> Walk:
+        """Time cut so that there are programs for all multiprocessors."""
+        size = self.size(x)
         groups = triton.cdiv(size.frames // mode.POOL, mode.STEP)  # of the longest phase
         others = x.shape[0] * windows * mode.STEP * triton.cdiv(size.channels_out, mode.C)
         wanted = triton.cdiv(WAVES * _multiprocessors(x.device), max(others, 1))
         length = max(triton.cdiv(groups, wanted), min(groups, 8), 1)  # a cut costs two tiles of z
-        spans = triton.cdiv(groups, length) * mode.STEP
-        return mode, Walk(spans, length, windows), x.shape[0] * spans * windows
+        return Walk(triton.cdiv(groups, length) * mode.STEP, length, windows)
 
 
 def run(kind: str, op: Operator, x: Tensor, plan: Callable[[Tile], Launch]) -> None:
     """Runs a kernel on the tensors' device with the tile that suits the layer."""
-    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+    with on_device_of(x):
         plan(choose(kind, op.size(x), op.pool, op.arithmetic, plan)).run()
 
 
-def forward(x: Tensor, y: Tensor, op: Operator, load: Load) -> Callable[[Tile], Launch]:
+def on_device_of(x: Tensor) -> AbstractContextManager[object]:
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def loaded(x: Tensor, y: Tensor, load: Load) -> Launch:
+    channels, frames, bins = x.shape[1:]
+    programs = x.shape[0] * channels * triton.cdiv(frames * bins, LOADED)
+    arguments = (_map(x), _map(y), load, Size(channels, channels, frames, bins), LOADED)
+    return Launch(load_kernel, programs, arguments, Tile(1, LOADED, 1, 4, 1))
+
+
+def forward(x: Tensor, y: Tensor, op: Operator) -> Callable[[Tile], Launch]:
     def plan(tile: Tile) -> Launch:
-        mode, walk, programs = op.walking(x, tile)
+        mode, walk = op.walking(x, tile)
         size = op.size(x)
-        arguments = (_map(x), _map(y), op.weights, size, load, *walk, mode)
+        arguments = (_map(x), _map(y), op.weights, size, *walk, mode)
         blocks = triton.cdiv(size.channels_out, mode.C)
-        return Launch(forward_kernel, programs * blocks, arguments, tile)
+        kernel = lone_kernel if mode.LONE else forward_kernel
+        return Launch(kernel, walk.programs(x) * blocks, arguments, tile)
 
     return plan
 
@@ -137,15 +167,15 @@ def sums(
     """Appends the partial sums (programs, 6, Cout) of a run to `out`."""
 
     def plan(tile: Tile) -> Launch:
-        mode, walk, programs = op.walking(x, tile)
-        size = op.size(x)
+        mode, walk = op.walking(x, tile)
+        size, programs = op.size(x), walk.programs(x)
         wide = accumulator(x.dtype)
         partial = torch.empty(programs, SUMS, size.channels_out, dtype=wide, device=x.device)
         out[:] = [partial]
-        arguments = (_map(x), _map(grad), _map(positive), partial, op.weights, size, AS_IT_IS,
-                     *walk, mode)  # fmt: skip
+        arguments = (_map(x), _map(grad), _map(positive), partial, op.weights, size, *walk, mode)
         blocks = triton.cdiv(size.channels_out, mode.C)
-        return Launch(sums_kernel, programs * blocks, arguments, tile)
+        kernel = lone_sums_kernel if mode.LONE else sums_kernel
+        return Launch(kernel, programs * blocks, arguments, tile)
 
     return plan
 
@@ -181,8 +211,8 @@ def pointwise_gradient(
             splits, size.channels_out, size.channels_in, dtype=wide, device=x.device
         )
         out[:] = [partial]
-        arguments = (_map(x), _map(grad), _map(positive), partial, op.weights, size, AS_IT_IS,
-                     x.shape[0], splits, mode)  # fmt: skip
+        arguments = (_map(x), _map(grad), _map(positive), partial, op.weights, size, x.shape[0],
+                     splits, mode)  # fmt: skip
         return Launch(pointwise_kernel, blocks * splits, arguments, tile)
 
     return plan

@@ -7,7 +7,7 @@ from torch.nn.functional import pad
 from fastsep.layouts import accumulator, new_map
 from fastsep.triton import launch
 from fastsep.triton.backward import SUMS
-from fastsep.triton.launch import AS_IT_IS, POOLS, Operator
+from fastsep.triton.launch import POOLS, Operator
 from fastsep.triton.shared import Load
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -53,18 +53,13 @@ def sep_conv2d_stack(
 ) -> Tensor:
     """Block by block; bf16: products and the maps between the blocks are bfloat16."""
     product = torch.bfloat16 if bf16 and x.dtype == torch.float32 else x.dtype
-    load = Load(
-        None if scale is None else scale.contiguous(),
-        None if shift is None else shift.contiguous(),
-        None if stripes is None else stripes.contiguous(),
-        0 if stripes is None else stripes.shape[1],
-    )
-    blocks = list(zip(pointwise, time_taps, freq_taps, bias, dilation, pool, strict=True))
     y = x
+    if scale is not None or stripes is not None:
+        y = _loaded(x, scale, shift, stripes, accumulator(product))
+    blocks = list(zip(pointwise, time_taps, freq_taps, bias, dilation, pool, strict=True))
     for i, block in enumerate(blocks):
         op = _operator(x, *block, relu=True, product=product)
-        y = _forward(y, op, x, x.dtype if i == len(blocks) - 1 else product, load)
-        load = AS_IT_IS
+        y = _forward(y, op, x, x.dtype if i == len(blocks) - 1 else product)
     return y
 
 
@@ -115,23 +110,37 @@ def _operator(
     return Operator(*weights, dilation, pool, relu, product or x.dtype)
 
 
-def _forward(
+def _loaded(
     x: Tensor,
-    op: Operator,
-    like: Tensor,
-    dtype: torch.dtype | None = None,
-    load: Load = AS_IT_IS,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    stripes: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor:
+    load = Load(
+        None if scale is None else scale.contiguous(),
+        None if shift is None else shift.contiguous(),
+        None if stripes is None else stripes.contiguous(),
+        0 if stripes is None else stripes.shape[1],
+    )
+    y = new_map(x, tuple(x.shape), dtype)
+    if y.numel() > 0:
+        with launch.on_device_of(x):
+            launch.loaded(x, y, load).run()
+    return y
+
+
+def _forward(x: Tensor, op: Operator, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """A map of `dtype` in the memory format of `like`, whose dtype is the default."""
     n, channels, frames, bins = x.shape[0], op.pointwise.shape[0], *x.shape[2:]
     y = new_map(like, (n, channels, frames // op.pool, bins // op.pool), dtype or like.dtype)
     if y.numel() == 0:
         return y
     if op.pool in POOLS:
-        launch.run("forward", op, x, launch.forward(x, y, op, load))
+        launch.run("forward", op, x, launch.forward(x, y, op))
         return y
     # Other windows: the map before pooling keeps the digits of the sums, so y is rounded once.
-    whole = _forward(x, op.with_pool(1, relu=op.relu), like, accumulator(y.dtype), load)
+    whole = _forward(x, op.with_pool(1, relu=op.relu), like, accumulator(y.dtype))
     windows = whole.unfold(2, op.pool, op.pool).unfold(3, op.pool, op.pool)
     return y.copy_(windows.mean(dim=(4, 5)))
 

@@ -1,4 +1,4 @@
-"""What the kernels share: maps as they see them, the input as it is loaded, a tile of z.
+"""What the kernels share: maps as they see them, a tile of z.
 
 A tile is (channels, columns), its columns `POOL` rows of time side by side, `BINS` mel bins each:
 one matrix product serves all rows of a pooling window, a time tap is another tile `DILATION` rows
@@ -147,25 +147,10 @@ def inside(size, t, f):
 
 
 @triton.jit
-def load_input(x, load, size, n, channel, t, f, M: tl.constexpr):
-    """x after the per-bin affine and with the stripes set to 0; 0 outside the map."""
-    there = inside(size, t, f)
-    mask = (channel < size.channels_in)[:, None] & there[None, :]
-    value = tl.load(pointers(x, n, channel, t, f), mask=mask, other=0.0)
-    if load.scale is not None:
-        scale = tl.load(load.scale + f, mask=there, other=0.0).to(M.ACC)
-        shift = tl.load(load.shift + f, mask=there, other=0.0).to(M.ACC)
-        value = tl.where(mask, value.to(M.ACC) * scale[None, :] + shift[None, :], 0.0)
-    if load.stripes is not None:
-        stripe = load.stripes + n.to(tl.int64) * load.num_stripes * 3
-        for _ in range(load.num_stripes):
-            axis = tl.load(stripe)
-            position = tl.where(axis == 0, t, f)
-            hit = (position >= tl.load(stripe + 1)) & (position < tl.load(stripe + 2))
-            hit = hit & ((axis == 0) | (axis == 1))
-            value = tl.where(hit[None, :], 0.0, value)  # a product would keep NaN and inf
-            stripe += 3
-    return value
+def load_input(x, size, n, channel, t, f):
+    """x, 0 outside the map."""
+    mask = (channel < size.channels_in)[:, None] & inside(size, t, f)[None, :]
+    return tl.load(pointers(x, n, channel, t, f), mask=mask, other=0.0)
 
 
 @triton.jit
@@ -179,24 +164,47 @@ def add_product(total, a, b, M: tl.constexpr):
 
 
 @triton.jit
-def project(x, load, weights, size, n, channel, t, f, M: tl.constexpr):
-    """A tile of z = pointwise x, exactly 0 outside the map; of a lone input channel x itself, which
-    is (1, columns)."""
-    if M.LONE:
-        z = load_input(x, load, size, n, tl.arange(0, 1), t, f, M).to(M.ACC)
-    else:
-        CHANNELS: tl.constexpr = M.C
-        COLUMNS: tl.constexpr = M.COLUMNS
-        z = tl.zeros((CHANNELS, COLUMNS), M.ACC)
-        for first in range(0, size.channels_in, M.K):
-            k = first + tl.arange(0, M.K)
-            at = weights.pointwise + channel.to(tl.int64)[:, None] * size.channels_in + k[None, :]
-            mask = (channel < size.channels_out)[:, None] & (k < size.channels_in)[None, :]
-            p = tl.load(at, mask=mask, other=0.0).to(M.DOT)
-            loaded = load_input(x, load, size, n, k, t, f, M).to(M.DOT)
-            z = add_product(z, p, loaded, M)
-        z = tl.where(inside(size, t, f)[None, :], z, 0.0)  # which an inf weight would break
-    return z
+def project(x, weights, size, n, channel, t, f, M: tl.constexpr):
+    """A tile of z = pointwise x, exactly 0 outside the map."""
+    CHANNELS: tl.constexpr = M.C
+    COLUMNS: tl.constexpr = M.COLUMNS
+    z = tl.zeros((CHANNELS, COLUMNS), M.ACC)
+    for first in range(0, size.channels_in, M.K):
+        k = first + tl.arange(0, M.K)
+        at = weights.pointwise + channel.to(tl.int64)[:, None] * size.channels_in + k[None, :]
+        mask = (channel < size.channels_out)[:, None] & (k < size.channels_in)[None, :]
+        p = tl.load(at, mask=mask, other=0.0).to(M.DOT)
+        loaded = load_input(x, size, n, k, t, f).to(M.DOT)
+        z = add_product(z, p, loaded, M)
+    return tl.where(inside(size, t, f)[None, :], z, 0.0)  # which an inf weight would break
+
+
+@triton.jit
+def lone_cross(x, size, n, t, f, M: tl.constexpr):
+    """What the taps meet of one input channel at t and f, each (columns,): five (1, columns)."""
+    lone = tl.arange(0, 1)
+    up = load_input(x, size, n, lone, t - M.DILATION, f).to(M.ACC)
+    centre = load_input(x, size, n, lone, t, f).to(M.ACC)
+    down = load_input(x, size, n, lone, t + M.DILATION, f).to(M.ACC)
+    left = load_input(x, size, n, lone, t, f - M.DILATION).to(M.ACC)
+    right = load_input(x, size, n, lone, t, f + M.DILATION).to(M.ACC)
+    return up, centre, down, left, right
+
+
+@triton.jit
+def along_time(up, centre, down, taps, bias):
+    """What is not to the sides of y before ReLU."""
+    y = taps.centre * centre + bias
+    y += taps.middle * centre
+    y += taps.up * up  # a fused multiply-add each
+    y += taps.down * down
+    return y
+
+
+@triton.jit
+def cross(up, centre, down, left, right, taps, bias):
+    """y before ReLU."""
+    return along_time(up, centre, down, taps, bias) + taps.left * left + taps.right * right
 
 
 @triton.jit
@@ -226,7 +234,7 @@ def load_bias(weights, size, channel, M: tl.constexpr):
 
 
 @triton.jit
-def aside(z, x, load, weights, size, here, t, by: tl.constexpr, M: tl.constexpr):
+def aside(z, x, weights, size, here, t, by: tl.constexpr, M: tl.constexpr):
     """z at `by` bins further on; M.GATHER: as far as the tile reaches."""
     if M.GATHER:
         column = tl.arange(0, M.COLUMNS)
@@ -235,12 +243,12 @@ def aside(z, x, load, weights, size, here, t, by: tl.constexpr, M: tl.constexpr)
         moved = tl.gather(z, tl.broadcast_to(index[None, :], z.shape), 1)
         result = tl.where(((there >= 0) & (there < M.BINS))[None, :], moved, 0.0)
     else:
-        result = project(x, load, weights, size, here.n, here.channel, t, here.f + by, M)
+        result = project(x, weights, size, here.n, here.channel, t, here.f + by, M)
     return result
 
 
 @triton.jit
-def start(x, load, weights, size, spans, length, windows, M: tl.constexpr):
+def start(x, weights, size, spans, length, windows, M: tl.constexpr):
     """What every walk along time begins with."""
     here = place(size, spans, length, windows, M)
     taps = load_taps(weights, size, here.channel, M)
@@ -249,6 +257,6 @@ def start(x, load, weights, size, spans, length, windows, M: tl.constexpr):
     up, centre = bias, bias
     if M.CARRY:
         t = (here.phase + M.STEP * here.first) * M.POOL + row
-        up = project(x, load, weights, size, here.n, here.channel, t - M.DILATION, here.f, M)
-        centre = project(x, load, weights, size, here.n, here.channel, t, here.f, M)
+        up = project(x, weights, size, here.n, here.channel, t - M.DILATION, here.f, M)
+        centre = project(x, weights, size, here.n, here.channel, t, here.f, M)
     return Start(here, taps, bias, row, up, centre)

@@ -9,6 +9,7 @@ from fastsep.checks import few_values
 from fastsep.dispatch import is_observed
 from fastsep.hooks import has_hooks
 from fastsep.layouts import accumulator
+from fastsep.syncnorm import SyncBatchNorm2d
 from fastsep.training import track
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
@@ -130,7 +131,8 @@ def is_plain(bn: nn.Module) -> bool:
     return (plain and not has_hooks(bn)) or is_foldable(bn)
 
 
-_FORWARDS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)  # a subclass's may do anything
+# A subclass's may do anything.
+_FORWARDS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, SyncBatchNorm2d.forward)
 
 
 class FoldCache:

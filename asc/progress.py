@@ -1,5 +1,6 @@
 """Progress bars, for people only."""
 
+import os
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ def tracked(
         completed: how many of these were done before.
     """
     console = Console(stderr=True)
+    alone = os.environ.get("RANK", "0") == "0"  # or the first of several processes
     return track(
         items,
         description,
@@ -28,5 +30,5 @@ def tracked(
         completed=completed,
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not (console.is_terminal and alone),
     )

@@ -99,5 +99,11 @@ def _is(value: Any, kind: Any) -> bool:
 def _in_words(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(get_args(kind))}"
-    names = {int: "an integer", float: "a finite number", str: "a name", NoneType: "None"}
+    names = {
+        int: "an integer",
+        float: "a finite number",
+        str: "a name",
+        bool: "true or false",
+        NoneType: "None",
+    }
     return names.get(kind) or f"a {kind.__name__}"

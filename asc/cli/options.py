@@ -13,6 +13,7 @@ from asc.settings import Option, options
 from asc.training.settings import MAX_SEED, Settings
 
 WHOLE = "<int>"  # as the kind of value in the help: its range stands there anyway
+MAX_PROCESSES = 256  # more would sooner bring a machine down than be of use
 MAX_MASKS = 10_000  # two minutes a clip on a good core; memory does not grow with them
 
 Weights = Annotated[
@@ -51,6 +52,12 @@ Cache = Annotated[
         "memory a clip, or where that is more than 1 GB in all, ~/.cache/asc keeps them."
     ),
 ]
+Devices = Annotated[
+    int,
+    typer.Option(
+        metavar=WHOLE, min=1, max=MAX_PROCESSES, help="GPUs, or processes on a CPU, that share the clips."
+    ),
+]
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -75,7 +82,9 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 def _parameter(option: Option) -> inspect.Parameter:
     about, kind = option.about, option.kind
+    flag = (f"--{option.name.replace('_', '-')}",) if kind is bool else ()  # without a --no-...
     described = typer.Option(
+        *flag,
         metavar=WHOLE if kind is int else None,
         min=about.at_least,
         max=about.at_most,

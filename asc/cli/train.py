@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from asc.cli.options import WHOLE, Cache, Data, Device, with_settings
+from asc.cli.options import WHOLE, Cache, Data, Device, Devices, with_settings
 
 MAX_WORKERS = 256  # more would sooner bring a machine down than be of use
 
@@ -28,8 +28,11 @@ def command(
     cache: Cache = None,
     workers: Annotated[
         int,
-        typer.Option(metavar=WHOLE, min=0, max=MAX_WORKERS, help="Processes that load data."),
+        typer.Option(
+            metavar=WHOLE, min=0, max=MAX_WORKERS, help="Processes that load data, a device."
+        ),
     ] = 0,
+    devices: Devices = 1,
 ) -> None:
     """Trains a network.
 
@@ -37,6 +40,7 @@ def command(
     for inference), config.json and TensorBoard logs in --out.
     """
     from asc.compute import pick_device
+    from asc.processes import torchrun_place
     from asc.training.callbacks import validated
     from asc.training.run import fit_data
     from asc.training.settings import Settings, resumed_settings
@@ -44,12 +48,17 @@ def command(
     settings = resumed_settings(out, given) if resume else Settings().override(given)
     target = pick_device(device, settings.precision)
     try:
-        fit_data(data, settings, out, device=target, cache=cache, workers=workers, resume=resume)
+        fit_data(data, settings, out, device=target, cache=cache, workers=workers,
+                 devices=devices, resume=resume)  # fmt: skip
     except KeyboardInterrupt:
-        if not (out / "config.json").is_file():  # there is no run yet
+        if (
+            not torchrun_place().is_first or not (out / "config.json").is_file()
+        ):  # there is no run yet
             raise
         print(f"asc: interrupted; --resume goes on with the run in {out}", file=sys.stderr)
         raise typer.Exit(130) from None
+    if not torchrun_place().is_first:
+        return
     for name in ("last", "best"):
         if scores := validated(out / f"{name}.ckpt"):
             print(

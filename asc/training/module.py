@@ -7,12 +7,14 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor
+from torch import distributed as dist
 from torch.nn.functional import one_hot
 
 from asc.augment import SpecAugment, mixup
 from asc.losses import focal_loss, soft_cross_entropy
 from asc.metrics import score
 from asc.model import Cnn6Sep
+from asc.processes import Place
 from asc.seeds import mixed_seed
 from asc.training.layers import Forward, in_torch_layers
 from asc.training.settings import Settings
@@ -28,10 +30,18 @@ class Diverged(Exception):
 
 
 class SceneClassifier(lightning.LightningModule):
-    """`Cnn6Sep` with a preset's loss, augmentation and optimiser."""
+    """`Cnn6Sep` with a preset's loss, augmentation and optimiser.
 
-    def __init__(self, settings: Settings, classes: Sequence[str]) -> None:
+    Of several processes each has its share of every batch, in order, under the masks that the clips
+    would have in one process. MixUp mixes within a share, with one weight for all shares; dropout
+    is drawn by each process for itself.
+    """
+
+    def __init__(
+        self, settings: Settings, classes: Sequence[str], place: Place | None = None
+    ) -> None:
         super().__init__()
+        self.place = place or Place()
         preset = settings.preset
         self.settings, self.preset = settings, preset
         self.model = Cnn6Sep(len(classes), preset.dropout)
@@ -73,17 +83,26 @@ class SceneClassifier(lightning.LightningModule):
         if self.preset.mixup_alpha is not None:
             logmel, targets = mixup(logmel, targets, self.preset.mixup_alpha)
         n, _, frames, bins = logmel.shape
-        stripes = self.model.specaugment.draw(n, frames, bins, device=logmel.device)
+        rank, count = self.place.rank, self.place.count
+        stripes = self.model.specaugment.draw(n * count, frames, bins, device=logmel.device)
+        stripes = stripes[rank * n : (rank + 1) * n]
+        if count > 1:  # dropout
+            torch.manual_seed(mixed_seed(mixed_seed(self.settings.seed, self.global_step), rank))
         halved = self.settings.precision == "bf16"
         with torch.autocast(logmel.device.type, torch.bfloat16, enabled=halved):
             logits = self.forward(logmel, stripes)
         loss = self.loss(logits.to(logmel.dtype), targets)
-        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True)
+        self.log("train/loss", loss, on_step=True, on_epoch=True, prog_bar=True, sync_dist=True)
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if looks(self.trainer, batch_idx) and not outputs["loss"].isfinite():
             raise Diverged(f"the loss is {outputs['loss'].item()} after step {self.global_step}")
+
+    def on_validation_start(self) -> None:
+        if self.place.count > 1:  # as the checkpoint will hold them
+            for buffer in self.buffers():
+                dist.broadcast(buffer, 0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         logmel, labels = batch
@@ -92,11 +111,21 @@ class SceneClassifier(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         logits, labels = (torch.cat(column).cpu() for column in zip(*self.validated, strict=True))
         self.validated.clear()
+        if self.place.count > 1:
+            logits, labels = self._gathered(logits), self._gathered(labels)
         if not logits.isfinite().all():
             raise Diverged(f"the network's outputs are not finite after step {self.global_step}")
         scores = score(logits.softmax(1), labels, self.model.classes, [None] * len(labels))
         self.log("val/log_loss", scores.log_loss_macro, prog_bar=True)
         self.log("val/accuracy", scores.accuracy_macro, prog_bar=True)
+
+    def _gathered(self, rows: Tensor) -> Tensor:
+        """The rows of all clips in order, of each process's as `DistributedSampler` deals them."""
+        dealt = self.all_gather(rows.to(self.device))  # (processes, rows, ...)
+        assert isinstance(dealt, Tensor)
+        loader: Any = self.trainer.val_dataloaders
+        in_order = dealt.cpu().transpose(0, 1).flatten(0, 1)
+        return in_order[: len(loader.dataset)]  # without the clips that even out the shares
 
 
 def looks(trainer: lightning.Trainer, batch_idx: int) -> bool:

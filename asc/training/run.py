@@ -9,6 +9,10 @@
 
 Everything random follows from the seed and the number of the epoch or step, so on one machine a run
 that was interrupted and resumed ends with the same weights as one that was not.
+
+Several processes (`devices`) train on one batch together, each on its share; see `asc.processes`.
+The first one writes. Another number of them trains another way: its shares of a batch have other
+batch statistics, MixUp partners and dropout.
 """
 
 import hashlib
@@ -29,11 +33,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
 import fastsep
 from asc import checkpoint
@@ -42,10 +46,11 @@ from asc.data import ClipList, LogMelDataset, choose_cache, open_dataset
 from asc.errors import UserError, note
 from asc.files import check_folder, make_folder, write_json
 from asc.prediction import MAX_BATCH_BYTES, batch_size
-from asc.seeds import mixed_seed
+from asc.processes import Advance, Place, run
 from asc.training.callbacks import AtomicCheckpointIO, KeepBestAndLast, Progress
 from asc.training.module import LOOK_EVERY, Diverged, SceneClassifier
 from asc.training.settings import Settings, may_extend, read_settings
+from asc.training.sharing import EpochShuffle, first_before_others, join, meet, synchronise
 
 SHARED_MEMORY = Path("/dev/shm")  # through which workers hand over what they loaded
 PREFETCHED = 2  # batches a worker has ready, PyTorch's default
@@ -60,23 +65,6 @@ class RunLogger(TensorBoardLogger):
     @property
     def log_dir(self) -> str:
         return str(Path(self.save_dir, "tensorboard"))
-
-
-class EpochShuffle(Sampler[int]):
-    """A permutation that follows from the seed and the epoch's number; Lightning sets the epoch."""
-
-    def __init__(self, size: int, seed: int, epoch: int) -> None:
-        self.size, self.seed, self.epoch = size, seed, epoch
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(mixed_seed(self.seed, self.epoch))
-        yield from torch.randperm(self.size, generator=generator).tolist()
-
-    def __len__(self) -> int:
-        return self.size
 
 
 def check_new_run(out: Path) -> None:
@@ -104,6 +92,7 @@ def fit_data(
     device: DeviceName = "cpu",
     cache: Path | None = None,
     workers: int = 0,
+    devices: int = 1,
     resume: bool = False,
 ) -> None:
     """`fit` on a data set folder; log-mels are computed only when all else is in order.
@@ -111,11 +100,12 @@ def fit_data(
     Args:
         data: the data set, see `asc.data.open_dataset`.
         cache: folder that keeps the log-mels; None: see `asc.data.choose_cache`.
-        settings, out, device, workers, resume: as for `fit`.
+        settings, out, device, workers, devices, resume: as for `fit`.
 
     Raises:
         UserError, OSError, KeyboardInterrupt: as `fit`, and what the data set's readers raise.
     """
+    place = join(devices, device, settings)
     if resume:
         _check_folder(out)
     else:
@@ -130,9 +120,10 @@ def fit_data(
     }
     if resume:
         _check_same(out, settings, clips.classes, (len(clips), len(validation)), notes)
-    datasets = LogMelDataset(clips, cache, device), LogMelDataset(validation, cache, device)
-    fit(*datasets, clips.classes, settings, out, device=device, workers=workers, resume=resume,
-        notes=notes)  # fmt: skip
+    with first_before_others(place):  # which find them in the cache
+        datasets = LogMelDataset(clips, cache, device), LogMelDataset(validation, cache, device)
+    fit(*datasets, clips.classes, settings, out, device=device, workers=workers, devices=devices,
+        resume=resume, notes=notes)  # fmt: skip
 
 
 def fingerprint(root: Path, splits: Iterable[ClipList]) -> str:
@@ -153,6 +144,7 @@ def fit(
     *,
     device: DeviceName = "cpu",
     workers: int = 0,
+    devices: int = 1,
     resume: bool = False,
     notes: dict[str, Any] | None = None,
 ) -> None:
@@ -165,17 +157,21 @@ def fit(
             that is finished may be given more epochs, with the learning rate that it ended with.
         out: the run's folder; new or empty, unless resuming.
         device: "cpu" or "cuda".
-        workers: processes that load data.
+        workers: processes that load data, for each device.
+        devices: processes that train on shares of each batch, with a GPU each on "cuda". They are
+            started here (see `asc.processes.run`), but by torchrun where that is at work.
         resume: go on after last.ckpt; starts over when no epoch was completed.
         notes: more to write into config.json, such as where the data came from.
 
     Raises:
-        UserError: the folder is taken, another run's settings, too few clips, or training
-            diverged; checkpoints of complete epochs stay.
+        UserError: the folder is taken, another run's settings, too few clips, devices that are not
+            there or do not divide a batch, a process was killed, or training diverged; checkpoints
+            of complete epochs stay.
         KeyboardInterrupt: on Ctrl-C; likewise.
         OSError: the folder cannot be written.
     """
-    preset = settings.preset
+    preset, place = settings.preset, join(devices, device, settings)
+    count = max(devices, place.count)
     clips, validation_clips = len(train), len(validation)  # type: ignore[arg-type]
     check_batch(clips, settings)
     if validation_clips == 0:
@@ -186,6 +182,7 @@ def fit(
         "clips": {"train": clips, "validation": validation_clips},
         "device": device,
         "workers": workers,
+        "devices": count,
         **(notes or {}),
         "versions": _versions(),
     }
@@ -202,37 +199,84 @@ def fit(
                 f"{out}: the run has completed {first_epoch} of its {epochs} epochs, over which "
                 "its learning rate falls; resume without --epochs, then it can be extended"
             )
+        before = theirs.get("devices", 1)
+        if first_epoch and count != before and place.is_first:
+            statistics = "" if settings.sync_batch_norm else ", and batch statistics of other sizes"
+            note(
+                f"{out}: {before} devices have trained so far, {count} go on: with other draws of "
+                f"dropout and MixUp{statistics}; only {before} end with the weights of one run"
+            )
         config["extended"] = [*theirs.get("extended", []), *[epochs] * (epochs < preset.epochs)]
     else:
         check_new_run(out)
+    meet(place)  # all have checked before the first one writes
+    if place.is_first:
         make_folder(out)
-    write_json(out / "config.json", config)
+        write_json(out / "config.json", config)
+    meet(place)
 
+    work = train, validation, tuple(classes), settings, out, device, workers, first_epoch
+    if devices == place.count:
+        _train(place, lambda n: None, *work)
+    else:
+        run(_train, [work] * devices)
+    if place.is_first:
+        chosen = checkpoint.load_model(out / f"{settings.keep}.ckpt")
+        checkpoint.save_folded(chosen, out / "folded.pt")
+
+
+def _train(
+    place: Place,
+    advance: Advance,
+    train: Dataset[tuple[Tensor, int]],
+    validation: Dataset[tuple[Tensor, int]],
+    classes: Sequence[str],
+    settings: Settings,
+    out: Path,
+    device: DeviceName,
+    workers: int,
+    first_epoch: int,
+) -> None:
+    """One process's part of `fit`."""
+    preset, last = settings.preset, out / "last.ckpt"
+    alone = place.count == 1
+    if not place.is_first:
+        logging.getLogger("asc").setLevel(logging.ERROR)  # the first one has said it
     lightning.seed_everything(settings.seed, workers=True, verbose=False)
-    module = SceneClassifier(settings, classes)
+    module = SceneClassifier(settings, classes, place)
+    if settings.sync_batch_norm and not alone:
+        synchronise(module.model, device)
     item, validation_item = train[0][0], validation[0][0]
     validation_batch = batch_size(validation_item.shape[1], MAX_BATCH_BYTES)
-    batches = item.nbytes * preset.batch_size + validation_item.nbytes * validation_batch
-    workers = _affordable(workers, batches)
+    share = preset.batch_size // place.count
+    batches = item.nbytes * share + validation_item.nbytes * validation_batch
+    workers = _affordable(workers, batches * place.local_count)
     loading: dict[str, Any] = {
         "num_workers": workers,
         "persistent_workers": workers > 0,
         "pin_memory": device == "cuda",
         "collate_fn": _collate,
     }
-    sampler = EpochShuffle(clips, settings.seed, first_epoch)
+    clips = len(train)  # type: ignore[arg-type]
+    sampler = EpochShuffle(clips, preset.batch_size, settings.seed, first_epoch, place)
+    dealt: DistributedSampler[Any] = DistributedSampler(
+        validation, place.count, place.rank, shuffle=False
+    )
     loaders = (
-        DataLoader(train, preset.batch_size, sampler=sampler, drop_last=True, **loading),
-        DataLoader(validation, validation_batch, **loading),
+        DataLoader(train, share, sampler=sampler, **loading),
+        DataLoader(validation, validation_batch, sampler=dealt, **loading),
     )
     with _quiet(), float32_products(settings.precision):
         trainer = lightning.Trainer(
             accelerator=device,
-            devices=1,
+            devices=place.local_count,
+            num_nodes=place.count // place.local_count,
+            strategy="auto" if alone else "ddp",
+            use_distributed_sampler=False,
             max_epochs=preset.epochs,
             logger=RunLogger(out),
             callbacks=[KeepBestAndLast(out), Progress(), LearningRateMonitor("epoch")],
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO(), *([] if alone else [LightningEnvironment()])],
             log_every_n_steps=LOOK_EVERY[device],
             num_sanity_val_steps=0,
             enable_model_summary=False,
@@ -257,8 +301,6 @@ def fit(
         except SystemExit as error:  # how Lightning passes Ctrl-C on
             signal.signal(signal.SIGINT, handler)
             raise KeyboardInterrupt from error
-    chosen = checkpoint.load_model(out / f"{settings.keep}.ckpt")
-    checkpoint.save_folded(chosen, out / "folded.pt")
 
 
 def _check_folder(out: Path) -> None:

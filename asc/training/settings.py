@@ -97,6 +97,10 @@ class Settings:
             "scores, which flatters; best.ckpt holds it in any case."
         ),
     ] = "last"
+    sync_batch_norm: Annotated[
+        bool,
+        About("Batch statistics of the clips of all --devices together, not of each one's share."),
+    ] = False
 
     def __post_init__(self) -> None:
         check(self)

@@ -10,7 +10,9 @@ from asc.settings import options
 from asc.task import FRAMES, N_MELS
 from asc.training.settings import Settings
 
-NAMES = ["preset", "epochs", "batch_size", "seed", "precision", "layers", "keep"]
+NAMES = [
+    "preset", "epochs", "batch_size", "seed", "precision", "layers", "keep", "sync_batch_norm"
+]  # fmt: skip
 
 
 def command(data: str, given: dict[str, Any], resume: bool = False) -> None:

@@ -150,7 +150,7 @@ def _listen(
             assert isinstance(receiver, connection.Connection)
             rank = waiting[receiver]
             try:
-                kind, value = receiver.recv()
+                kind, value = pickle.loads(receiver.recv_bytes())
             except (EOFError, OSError):  # OSError: killed in the middle of a message
                 kind, value = "failed", _killed(processes[rank], rank, len(processes))
             if kind == "advanced":
@@ -218,6 +218,10 @@ def _enter(
         if first:
             raise KeyboardInterrupt
 
+    def say(message: tuple[str, Any]) -> None:
+        # Not send(): that leaves tensors in memory of this process, which is about to end.
+        sender.send_bytes(pickle.dumps(message))
+
     signal.signal(signal.SIGINT, interrupt)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
@@ -231,7 +235,7 @@ def _enter(
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host's name may lead anywhere
     message: tuple[str, Any]
     try:
-        message = "done", work(place, lambda n: sender.send(("advanced", n)), *arguments)
+        message = "done", work(place, lambda n: say(("advanced", n)), *arguments)
     except KeyboardInterrupt:
         message = "failed", KeyboardInterrupt()
     except (UserError, OSError, MemoryError) as error:
@@ -239,7 +243,7 @@ def _enter(
     except BaseException as error:
         message = "failed", _described(error, place)
     with suppress(BrokenPipeError):
-        sender.send(message)
+        say(message)
 
 
 def _described(error: BaseException, place: Place) -> RuntimeError:

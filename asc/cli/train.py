@@ -51,9 +51,8 @@ def command(
         fit_data(data, settings, out, device=target, cache=cache, workers=workers,
                  devices=devices, resume=resume)  # fmt: skip
     except KeyboardInterrupt:
-        if (
-            not torchrun_place().is_first or not (out / "config.json").is_file()
-        ):  # there is no run yet
+        begun = (out / "config.json").is_file()
+        if not (begun and torchrun_place().is_first):
             raise
         print(f"asc: interrupted; --resume goes on with the run in {out}", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -67,6 +67,13 @@ class RunLogger(TensorBoardLogger):
         return str(Path(self.save_dir, "tensorboard"))
 
 
+class Environment(LightningEnvironment):
+    """The variables of torchrun and of `asc.processes`, which have to outlast a run."""
+
+    def teardown(self) -> None:  # Lightning's takes WORLD_SIZE away
+        pass
+
+
 def check_new_run(out: Path) -> None:
     """UserError or OSError unless a run can start in this folder: new, or empty."""
     _check_folder(out)
@@ -216,7 +223,7 @@ def fit(
     meet(place)
 
     work = train, validation, tuple(classes), settings, out, device, workers, first_epoch
-    if devices == place.count:
+    if count == place.count:
         _train(place, lambda n: None, *work)
     else:
         run(_train, [work] * devices)
@@ -276,7 +283,7 @@ def _train(
             max_epochs=preset.epochs,
             logger=RunLogger(out),
             callbacks=[KeepBestAndLast(out), Progress(), LearningRateMonitor("epoch")],
-            plugins=[AtomicCheckpointIO(), *([] if alone else [LightningEnvironment()])],
+            plugins=[AtomicCheckpointIO(), *([] if alone else [Environment()])],
             log_every_n_steps=LOOK_EVERY[device],
             num_sanity_val_steps=0,
             enable_model_summary=False,

@@ -65,10 +65,8 @@ def join(devices: int, device: DeviceName, settings: Settings) -> Place:
     place = torchrun_place()
     if place.count > 1 and devices not in (1, place.count):
         raise UserError(f"torchrun has started {place.count} processes: leave out --devices")
+    check_devices(devices if place.count == 1 else place.local_count, device)
     check_shares(max(devices, place.count), settings)
-    check_devices(
-        max(devices, place.local_count) if place.count == 1 else place.local_count, device
-    )
     if place.count > 1 and not dist.is_initialized():
         take_share(place)
         if not place.is_first:

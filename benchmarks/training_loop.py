@@ -25,6 +25,7 @@ from asc.augment import mixup
 from asc.errors import UserError
 from asc.losses import soft_cross_entropy
 from asc.model import WIDTHS, Cnn6Sep
+from asc.processes import Place
 from asc.task import FRAMES, N_MELS, SCENES
 from asc.training import module, run
 from asc.training.settings import Settings, get_preset
@@ -52,8 +53,10 @@ class Timed(module.SceneClassifier):
 
     begun: list[float] = []  # noqa: RUF012
 
-    def __init__(self, settings: Settings, classes: Sequence[str]) -> None:
-        super().__init__(settings, classes)
+    def __init__(
+        self, settings: Settings, classes: Sequence[str], place: Place | None = None
+    ) -> None:
+        super().__init__(settings, classes, place)
         self.model.blocks = Pooled()  # type: ignore[assignment]
 
     def training_step(self, batch: module.Batch, batch_idx: int) -> Tensor:

@@ -55,7 +55,10 @@ Cache = Annotated[
 Devices = Annotated[
     int,
     typer.Option(
-        metavar=WHOLE, min=1, max=MAX_PROCESSES, help="GPUs, or processes on a CPU, that share the clips."
+        metavar=WHOLE,
+        min=1,
+        max=MAX_PROCESSES,
+        help="GPUs, or processes on a CPU, that share the clips.",
     ),
 ]
 

@@ -23,9 +23,12 @@ def measure(
     isa: str,
     threads: int,
     tolerance: float = 1e-4,
+    training: bool = False,
     **notes: Any,
 ) -> None:
     """Times run() under inference mode, 20 times or, if that takes less, for a second.
+
+    training: with autograd instead and, since a step takes so long, 5 times at least.
 
     The FMA peak of that many threads is measured right before and right after; the better of the
     two is stored with the result, and so is the error.
@@ -42,12 +45,12 @@ def measure(
         AssertionError: run() computes something else.
     """
     before = fma_peak(isa, threads)
-    with torch.inference_mode():
+    with torch.inference_mode(not training):
         error = relative_error(run(), exact)
         assert error <= tolerance, f"off by {error:.3g} of the largest value, not {tolerance:.3g}"
         start = time.perf_counter()
         run()
-        rounds = max(20, math.ceil(1 / (time.perf_counter() - start)))
+        rounds = max(5 if training else 20, math.ceil(1 / (time.perf_counter() - start)))
         benchmark.pedantic(run, rounds=rounds, warmup_rounds=rounds // 7)
     peak = max(before, fma_peak(isa, threads))
     benchmark.extra_info.update(notes, flop=int(flop), isa=isa, threads=threads, peak_gflops=peak,

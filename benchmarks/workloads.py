@@ -5,7 +5,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fastsep
 from asc.model import WIDTHS, Cnn6Sep
@@ -56,6 +56,15 @@ def block(cin: int, cout: int, dilation: int = 2) -> BlockParameters:
     )
 
 
+def learner() -> tuple[Cnn6Sep, Tensor, Tensor]:
+    """A network to be trained; clips of ten kinds, 32 of them, and their labels."""
+    torch.manual_seed(0)
+    model = Cnn6Sep(dropout=0).train()
+    labels = torch.arange(32) % 10
+    loudness = 1 + labels.view(-1, 1, 1, 1) / 10
+    return model, loudness * clips(32), labels
+
+
 def layer_of(block: BlockParameters, *, pooled: bool = True) -> SepConvBlock | SepConv2d:
     """A block as a layer; not pooled: the bare operator, without its bias."""
     cout, cin = block.pointwise.shape
@@ -93,6 +102,24 @@ def exact_logits(batch: int) -> Tensor:
     model = network().double()
     with torch.no_grad(), fastsep.use_backend("reference"):
         return torch.cat([model(x) for x in clips(batch).double().split(1)])
+
+
+@cache
+def exact_step(batch: int) -> Tensor:
+    """`step_result` of the learner's first step."""
+    model, x, labels = learner()
+    model.double()
+    with fastsep.use_backend("reference"):
+        loss = nn.functional.cross_entropy(model(x[:batch].double()), labels[:batch])
+        loss.backward()
+    return step_result(loss, model)
+
+
+def step_result(loss: Tensor, model: nn.Module) -> Tensor:
+    """What is compared of a step: the loss, and the gradient that has passed all the layers."""
+    gradient = next(model.parameters()).grad
+    assert gradient is not None
+    return torch.cat([loss.detach().reshape(1), gradient.flatten()])
 
 
 def exact_block(x: Tensor, block: BlockParameters, *, pooled: bool = True) -> Tensor:

@@ -83,3 +83,14 @@ def test_the_files_hold_what_a_figure_needs(
 def test_digits() -> None:
     value = {"a": [1.23456, 12345.6, 7, "1.23456", True], "b": 0.000123456}
     assert report.four_digits(value) == {"a": [1.235, 12350.0, 7, "1.23456", True], "b": 0.0001235}
+
+
+def test_hours_of_training_follow_from_the_step() -> None:
+    rows = [{"system": system, "case": "training step", "batch": 32, "threads": 2,
+             "median_ms_per_clip": ms, "allocator": setting}
+            for system, ms, setting in (("eager, NCHW", 360.0, "tuned"), ("fastsep", 36.0, "tuned"),
+                                        ("fastsep", 18.0, "as installed"))]  # fmt: skip
+    first, second = report.hours(rows)
+    assert "fastsep 14.0 hours" in first  # 200 * 13962 * 18 ms, its better setting
+    assert "eager, NCHW 279.2 hours" in second
+    assert report.hours([]) == []

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ from benchmarks import machine
 Row = dict[str, Any]
 COLUMNS = ("allocator", "case", "system", "batch", "threads", "isa", "rounds",
            "median_ms_per_clip", "min_ms_per_clip", "relative_error", "gflops", "peak_gflops",
-           "share_of_peak", "over_fastsep", "over_fastsep_same_allocator", "saved_bytes",
-           "peak_bytes")  # fmt: skip
+           "share_of_peak", "over_fastsep", "over_fastsep_same_allocator")  # fmt: skip
+MEMORY = ("saved_bytes", "peak_bytes")  # of training
 OURS = ("fastsep", "fastsep, float32")
 CLIP_BYTES = 23e6  # smallest traffic of a clip with float32 maps, see `roofline`
 
@@ -52,7 +52,8 @@ def hours(rows: list[Row]) -> list[str]:
 def save(content: dict[str, Any], out: Path, name: str = "benchmarks") -> None:
     (out / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     with (out / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        columns = [*COLUMNS, *measured(MEMORY, content["results"])]
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(content["results"])
 
@@ -91,6 +92,11 @@ def case_of(row: Row) -> Row:
     return {key: row[key] for key in ("case", "batch", "threads")}
 
 
+def measured(keys: Sequence[str], rows: list[Row]) -> list[str]:
+    """Those that any of the rows has."""
+    return [key for key in keys if any(row.get(key) is not None for row in rows)]
+
+
 def select(rows: list[Row], where: Row) -> list[Row]:
     return [row for row in rows if all(row[key] == value for key, value in where.items())]
 
@@ -127,8 +133,7 @@ def tables(rows: list[Row]) -> list[Table]:
         table = Table(title=title, title_justify="left")
         table.add_column("system")
         columns = ["ms a clip", "error", "share of FMA peak", "time / fastsep's", "allocator"]
-        memory = [key for key in ("saved_bytes", "peak_bytes")
-                  if any(row.get(key) is not None for row in select(rows, where))]  # fmt: skip
+        memory = measured(MEMORY, select(rows, where))
         for column in (*columns, *(f"{key.split('_')[0]}, MB a clip" for key in memory)):
             table.add_column(column, justify="right")
         for row in sorted(fastest(rows, where), key=lambda row: row["median_ms_per_clip"]):

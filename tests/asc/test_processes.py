@@ -63,7 +63,9 @@ def test_what_cannot_be_given_to_processes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGKILL])
 def test_processes_end_with_who_started_them(by: signal.Signals, tmp_path: Path) -> None:
     code = (
-        "import sys, pathlib, work; from asc.processes import run\n"
+        "import signal, sys, pathlib, work; from asc.processes import run\n"
+        # Ignored in what a shell runs in the background, as tests may be.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "run(work.end, [(pathlib.Path(sys.argv[1]), 'wait')] * 2)"
     )
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])

@@ -4,11 +4,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+
+from fastsep.batchnorm import fold, is_foldable
+from fastsep.syncnorm import SyncBatchNorm2d
+
+pytest.importorskip("asc.processes")  # which the environment of another torch lacks
+
 from work import Parts, in_a_group_of_one, normalise, steps
 
 from asc.processes import Place, run
-from fastsep.batchnorm import fold, is_foldable
-from fastsep.syncnorm import SyncBatchNorm2d
 
 SPLIT = (3, 2)  # clips in each process; they need not be as many
 CASES: list[tuple[torch.dtype, float, dict[str, Any]]] = [

@@ -28,8 +28,6 @@ def measure(
 ) -> None:
     """Times run() under inference mode, 20 times or, if that takes less, for a second.
 
-    training: with autograd instead and, since a step takes so long, 5 times at least.
-
     The FMA peak of that many threads is measured right before and right after; the better of the
     two is stored with the result, and so is the error.
 
@@ -39,6 +37,7 @@ def measure(
         flop: floating-point operations of a run, 0 where they are not counted.
         isa: the instruction set whose peak the figure is a share of.
         tolerance: error, relative to the largest value, above which it is no result.
+        training: with autograd instead and, since a step takes so long, 5 times at least.
         notes: system, case, batch: what else the row says.
 
     Raises:

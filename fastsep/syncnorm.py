@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from fastsep.training import track
+
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` of one batch that lies in parts in the processes of the default group.
@@ -52,7 +54,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         total, mean, square = all_reduce(count * moments)
         mean, square = mean / total, square / total
         variance = (square - mean.square()).clamp(min=0)
-        self._remember(mean, variance * (total / (total - 1)))
+        track(self.running_mean, self.running_var, self.num_batches_tracked, self.momentum,
+              (mean, variance), int(total[0]))  # fmt: skip
         scale = (variance + self.eps).rsqrt()
         if self.weight is not None:
             scale = scale * self.weight
@@ -61,15 +64,3 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
             shift = shift + self.bias
         scale, shift = (t.to(values.dtype)[:, None, None] for t in (scale, shift))
         return torch.addcmul(shift, values, scale).to(x.dtype)
-
-    @torch.no_grad()
-    def _remember(self, mean: Tensor, unbiased: Tensor) -> None:
-        if self.running_mean is None or self.running_var is None:
-            return
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        momentum = self.momentum
-        if momentum is None:  # the mean of all batches
-            momentum = 1 / self.num_batches_tracked.item()
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)

@@ -7,9 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from asc.cli.options import WHOLE, Cache, Data, Device, Devices, with_settings
-
-MAX_WORKERS = 256  # more would sooner bring a machine down than be of use
+from asc.cli.options import MAX_PROCESSES, WHOLE, Cache, Data, Device, Devices, with_settings
 
 
 @with_settings
@@ -29,7 +27,7 @@ def command(
     workers: Annotated[
         int,
         typer.Option(
-            metavar=WHOLE, min=0, max=MAX_WORKERS, help="Processes that load data, a device."
+            metavar=WHOLE, min=0, max=MAX_PROCESSES, help="Processes that load data, a device."
         ),
     ] = 0,
     devices: Devices = 1,

@@ -1,9 +1,8 @@
 """Runs cases in a process: `python -m benchmarks.gpu.worker OUT DEADLINE I/N SECTION=...`.
 
 Every N-th case runs, from the I-th on. A section is given as name=module:function, the function
-returning its cases. A case that raises is
-recorded. One that kills the process, breaks the CUDA context or hangs ends this process, and
-`benchmarks.gpu_suite` starts the next one behind it.
+returning its cases. A case that raises is recorded. One that kills the process, breaks the CUDA
+context or hangs ends this process, and `benchmarks.gpu_suite` starts the next one behind it.
 """
 
 import faulthandler

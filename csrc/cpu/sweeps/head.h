@@ -20,16 +20,18 @@ FASTSEP_INLINE Vec<T> sum_of_bins(const S* x, const Map& map, int64_t channels, 
   constexpr int64_t L = kLanes<T>;
   Vec<T> sum = {};
   int64_t f = 0;
-  if (map.c == 1 && channels == L) {
-    for (; f < bins; ++f) sum += load_as<S>(x + f * map.f);
-  } else if (map.f == 1 && channels == L && bins >= L) {
-    Vec<T> square[L] = {};
+  const bool channels_last = map.c == 1;
+  if (channels == L && bins >= L && (channels_last || map.f == 1)) {
+    Vec<T> square[L] = {};  // of bins f, f + L, f + 2 L ...: the order of sums is that of both
     for (; f + L <= bins; f += L) {
-      for (int64_t l = 0; l < L; ++l) square[l] += load_as<S>(x + l * map.c + f);
+      for (int64_t l = 0; l < L; ++l) {
+        square[l] += load_as<S>(channels_last ? x + (f + l) * map.f : x + l * map.c + f);
+      }
     }
-    transpose<T>(square);
+    if (!channels_last) transpose<T>(square);
     for (int64_t l = 0; l < L; ++l) sum += square[l];
   }
+  for (; channels_last && channels == L && f < bins; ++f) sum += load_as<S>(x + f * map.f);
   for (; f < bins; ++f) {
     for (int64_t l = 0; l < channels; ++l) sum[l] += widen(x[l * map.c + f * map.f]);
   }

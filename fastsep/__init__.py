@@ -18,6 +18,7 @@ from fastsep.functional import (
     sep_conv2d_block,
     sep_conv2d_bn_block,
     sep_conv2d_bn_stack,
+    sep_conv2d_masked_stack,
     sep_conv2d_stack,
 )
 from fastsep.fusion import FuseReport, fuse, unfuse
@@ -43,6 +44,7 @@ __all__ = [
     "sep_conv2d_block",
     "sep_conv2d_bn_block",
     "sep_conv2d_bn_stack",
+    "sep_conv2d_masked_stack",
     "sep_conv2d_stack",
     "unfuse",
     "use_backend",

@@ -225,13 +225,26 @@ def _checked_bn_block(where: str, block: Any) -> BatchNormBlockParameters:
     return block
 
 
+def checked_masks(x: Tensor, stripes: Tensor) -> Tensor:
+    """int32 stripes (N, K, S, 3): K sets of them for each clip."""
+    shape = tuple(stripes.shape) if isinstance(stripes, Tensor) else (x.shape[0], 0, 0, 3)
+    if len(shape) != 4 or shape[0] != x.shape[0] or shape[3] != 3:
+        raise ValueError(
+            f"stripes must be (N, K, S, 3) = ({x.shape[0]}, K, S, 3) here, got {shape}"
+        )
+    return _as_int32(x, stripes)
+
+
 def _checked_stripes(x: Tensor, stripes: Tensor) -> Tensor:
+    shape = tuple(stripes.shape) if isinstance(stripes, Tensor) else (x.shape[0], 0, 3)
+    if len(shape) != 3 or shape[0] != x.shape[0] or shape[2] != 3:
+        raise ValueError(f"stripes must be (N, S, 3) = ({x.shape[0]}, S, 3) here, got {shape}")
+    return _as_int32(x, stripes)
+
+
+def _as_int32(x: Tensor, stripes: Tensor) -> Tensor:
     if not isinstance(stripes, Tensor):
         raise TypeError(f"stripes must be a tensor, got {type(stripes).__name__}")
-    if stripes.dim() != 3 or stripes.shape[0] != x.shape[0] or stripes.shape[2] != 3:
-        raise ValueError(
-            f"stripes must be (N, S, 3) = ({x.shape[0]}, S, 3) here, got {tuple(stripes.shape)}"
-        )
     if stripes.is_floating_point() or stripes.is_complex() or stripes.dtype == torch.bool:
         raise TypeError(f"stripes must hold integers, got {stripes.dtype}")
     if stripes.device != x.device:

@@ -55,6 +55,15 @@ def stack_flop(
     return total
 
 
+def masked_stack_flop(
+    x: Shape, pointwise: list[Shape], a: Any, b: Any, bias: Any, dilation: Any, pool: list[int],
+    scale: Any, shift: Any, stripes: Shape, *_: Any, **__: Any,
+) -> int:  # fmt: skip
+    """Of all copies: how much they share depends on where the stripes are."""
+    copies = (x[0] * stripes[1], *x[1:])
+    return stack_flop(copies, pointwise, a, b, bias, dilation, pool)
+
+
 def bn_stack_flop(
     x: Shape, pointwise: list[Shape], a: Any, b: Any, gamma: Any, beta: Any, mean: Any, var: Any,
     eps: Any, dilation: Any, pool: list[int], *_: Any, **__: Any,
@@ -91,6 +100,7 @@ FORMULAS = {
     operators.sep_conv2d_block: conv_flop,
     operators.sep_conv2d_block_backward: block_backward_flop,
     operators.sep_conv2d_stack: stack_flop,
+    operators.sep_conv2d_masked_stack: masked_stack_flop,
     operators.sep_conv2d_bn_stack: bn_stack_flop,
     operators.sep_conv2d_bn_stack_backward: bn_stack_backward_flop,
     operators.global_pool_mlp: head_flop,

@@ -23,6 +23,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
     "sep_conv2d_block": ("cpu", "triton", "cuda"),
     "sep_conv2d_block_backward": ("cpu", "triton"),
     "sep_conv2d_stack": ("cpu", "triton"),
+    "sep_conv2d_masked_stack": ("cpu",),
     "sep_conv2d_bn_stack": ("cpu",),
     "sep_conv2d_bn_stack_backward": ("cpu",),
     "global_pool_mlp": ("cpu",),

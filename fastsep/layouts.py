@@ -6,7 +6,10 @@ from torch import Tensor
 
 def memory_format(x: Tensor) -> torch.memory_format:
     """channels_last if x (N, C, T, F) is that and not contiguous as well; otherwise contiguous."""
-    channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    try:
+        channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    except RuntimeError:  # inside vmap, which answers for the contiguous format alone
+        channels_last = False
     return torch.channels_last if channels_last else torch.contiguous_format
 
 

@@ -14,6 +14,7 @@ from fastsep.functional import (
     global_pool_mlp,
     sep_conv2d,
     sep_conv2d_bn_stack,
+    sep_conv2d_masked_stack,
     sep_conv2d_stack,
 )
 from fastsep.hooks import has_global_hooks, has_hooks
@@ -193,6 +194,27 @@ class SepConvStack(nn.Sequential):
                     x, folded, affine=affine, stripes=stripes, compute=self.compute
                 )
         return super().forward(load(x, affine, stripes))
+
+    def masked(
+        self, x: Tensor, stripes: Tensor, affine: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """The stack on K masked copies of each clip, as `sep_conv2d_masked_stack`; in eval mode.
+
+        Args:
+            x: (N, C, T, F).
+            stripes: integers (N, K, S, 3).
+            affine: as for `sep_conv2d_stack`.
+
+        Returns:
+            (N, K, Cout, T', F').
+        """
+        blocks = list(self)
+        plain = not has_global_hooks() and all(_is_plain_block(block) for block in blocks)
+        if plain and not learns(self) and all(block.can_fold() for block in blocks):
+            folded = [block.folded() for block in blocks]
+            return sep_conv2d_masked_stack(x, folded, stripes, affine=affine, compute=self.compute)
+        copies = x.repeat_interleave(stripes.shape[1], 0)
+        return self(copies, affine, stripes.flatten(0, 1)).unflatten(0, stripes.shape[:2])
 
 
 class GlobalPool(nn.Module):

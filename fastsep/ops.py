@@ -42,6 +42,12 @@ library.define(
     "Tensor[] bias, int[] dilation, int[] pool, Tensor? scale, Tensor? shift, Tensor? stripes, "
     "bool bf16) -> Tensor"
 )
+# stripes (N, K, S, 3) -> (N K, C, T', F'), channels_last
+library.define(
+    "sep_conv2d_masked_stack(Tensor x, Tensor[] pointwise, Tensor[] time_taps, "
+    "Tensor[] freq_taps, Tensor[] bias, int[] dilation, int[] pool, Tensor? scale, Tensor? shift, "
+    "Tensor stripes, bool bf16) -> Tensor"
+)
 _BN_BLOCKS = (
     "Tensor[] pointwise, Tensor[] time_taps, Tensor[] freq_taps, Tensor[] gamma, Tensor[] beta"
 )
@@ -109,6 +115,28 @@ def _(
     for p in pool:
         frames, bins = frames // p, bins // p
     return new_map(x, (x.shape[0], pointwise[-1].shape[0], frames, bins))
+
+
+@_fake("sep_conv2d_masked_stack")
+def _(
+    x: Tensor,
+    pointwise: list[Tensor],
+    time_taps: list[Tensor],
+    freq_taps: list[Tensor],
+    bias: list[Tensor],
+    dilation: list[int],
+    pool: list[int],
+    scale: Tensor | None,
+    shift: Tensor | None,
+    stripes: Tensor,
+    bf16: bool,
+) -> Tensor:
+    frames, bins = x.shape[2:]
+    for p in pool:
+        frames, bins = frames // p, bins // p
+    copies = x.shape[0] * stripes.shape[1]
+    shape = copies, pointwise[-1].shape[0], frames, bins
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 @_fake("global_pool_mlp")
@@ -325,6 +353,27 @@ def _stack(
 library.impl("sep_conv2d_stack", _stack, "Autograd")
 
 
+def _masked_stack(x: Tensor, *args: Any) -> Tensor:
+    """With gradients each copy runs by itself."""
+    if torch.is_grad_enabled() and needs_gradients((x, *args)):
+        return copy_by_copy(operators.sep_conv2d_stack, x, *args)
+    with below_autograd():
+        return operators.sep_conv2d_masked_stack(x, *args)
+
+
+library.impl("sep_conv2d_masked_stack", _masked_stack, "Autograd")
+
+
+def copy_by_copy(stack: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
+    """A stack on masked copies of each clip; args as in the operator's schema."""
+    *before, stripes, bf16 = args
+    if x.shape[0] == 0:
+        return stack(x, *before, stripes.flatten(0, 1), bf16)
+    shape = stripes.shape[1], *x.shape[1:]
+    return torch.cat([stack(clip.expand(shape), *before, masks, bf16)
+                      for clip, masks in zip(x, stripes, strict=True)])  # fmt: skip
+
+
 def _global_pool_mlp(x: Tensor, weight: list[Tensor], bias: list[Tensor]) -> Tensor:
     """With gradients in plain PyTorch, which knows them."""
     if torch.is_grad_enabled() and needs_gradients((x, weight, bias)):
@@ -349,7 +398,13 @@ def _register_autocast(name: str, device_type: str, key: str) -> None:
     library.impl(name, cast_and_call, key)
 
 
-for _name in ("sep_conv2d", "sep_conv2d_block", "sep_conv2d_stack", "global_pool_mlp"):
+for _name in (
+    "sep_conv2d",
+    "sep_conv2d_block",
+    "sep_conv2d_stack",
+    "sep_conv2d_masked_stack",
+    "global_pool_mlp",
+):
     _register_autocast(_name, "cpu", "AutocastCPU")
     _register_autocast(_name, "cuda", "AutocastCUDA")
 

@@ -72,6 +72,32 @@ def sep_conv2d_stack(
     return y
 
 
+def sep_conv2d_masked_stack(
+    x: Tensor,
+    pointwise: Sequence[Tensor],
+    time_taps: Sequence[Tensor],
+    freq_taps: Sequence[Tensor],
+    bias: Sequence[Tensor],
+    dilation: Sequence[int],
+    pool: Sequence[int],
+    scale: Tensor | None,
+    shift: Tensor | None,
+    stripes: Tensor,
+    bf16: bool = False,
+) -> Tensor:
+    """`sep_conv2d_stack` on K masked copies of each clip, a clip's copies one after the other.
+
+    stripes: (N, K, S, 3). bf16: lets kernels round; nothing is rounded here.
+
+    Returns:
+        (N K, Cout, T', F'), channels_last.
+    """
+    blocks = list(zip(pointwise, time_taps, freq_taps, bias, dilation, pool, strict=True))
+    copies = x.repeat_interleave(stripes.shape[1], 0)
+    y = sep_conv2d_stack(copies, blocks, scale, shift, stripes.flatten(0, 1))
+    return y.contiguous(memory_format=torch.channels_last)
+
+
 def sep_conv2d_bn_stack(
     x: Tensor,
     pointwise: Sequence[Tensor],

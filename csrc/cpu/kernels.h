@@ -62,6 +62,27 @@ struct InferKernels {
   int64_t (*most_spans)(const Infer&, int64_t wanted);  // that are all long enough to have seams
 };
 
+// A stack without gradients on masked copies of each clip: infer.input holds the clips once, with
+// `copies` sets of stripes for each, infer.y a map for each copy, its channels next to each other.
+// Blocks of dilation 2 and pooling 2, of which the first is lone and no other. Float32.
+struct Masked {
+  Infer infer;
+  int64_t copies;
+  int64_t together;  // how many copies of a clip are computed at the same time
+  bool keep;         // the clip's own maps, from one such group of copies to the next
+};
+
+struct MaskedKernels {
+  bool (*takes)(const Masked&);  // whether the blocks are such
+  size_t (*weights_bytes)(const Masked&);
+  void (*pack)(const Masked&, void* weights);
+  size_t (*scratch_bytes)(const Masked&);
+  // So many copies of one clip, from `first` on. Returns false where x is too large for merged
+  // taps: then they have to be run by themselves.
+  bool (*run)(const Masked&, const void* weights, void* scratch, int64_t clip, int64_t first,
+              int64_t count);
+};
+
 // Gradients of a single block. Work is summed in `groups` partial sums, so that the result depends
 // on shapes only, not on threads.
 struct Gradient {
@@ -162,6 +183,7 @@ struct TrainKernels {
 // The tables of an instruction set, of which the job's dtype chooses.
 struct Kernels {
   const InferKernels& (*infer)(const Infer&);
+  const MaskedKernels& (*masked)(const Masked&);
   const GradientKernels& (*gradient)(const Gradient&);
   const TrainKernels& (*train)(const Train&);
   const HeadKernels& (*head)(const Head&);

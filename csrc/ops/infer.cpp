@@ -1,11 +1,11 @@
 // The operators without gradients: one block or operator is a stack of one.
 #include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <atomic>
 #include <vector>
 
 #include "arena.h"
+#include "infer.h"
 #include "isa.h"
 #include "operators.h"
 #include "tensors.h"
@@ -82,14 +82,15 @@ void run_again(const InferKernels& k, Infer job, const Again& again) {
 }
 
 Tensor infer(const Tensor& x, const Input& input, const std::vector<Block>& blocks, bool bf16) {
-  int64_t frames = input.frames, bins = input.bins;
-  for (const Block& block : blocks) {
-    frames /= block.pool;
-    bins /= block.pool;
-  }
-  Tensor y = new_map(x, {input.clips, blocks.back().out, frames, bins});
-  if (y.numel() == 0) return y;
+  Tensor y = new_map(x, shape_after(blocks, input, input.clips));
+  if (y.numel() > 0) run_infer(infer_job(x, input, blocks, y, bf16));
+  return y;
+}
 
+}  // namespace
+
+Infer infer_job(const Tensor& x, const Input& input, const std::vector<Block>& blocks,
+                const Tensor& y, bool bf16) {
   Infer job{};
   job.dtype = dtype_of(x);
   job.input = input;
@@ -97,17 +98,19 @@ Tensor infer(const Tensor& x, const Input& input, const std::vector<Block>& bloc
   job.num_blocks = int64_t(blocks.size());
   job.y = map_of(y);
   job.bf16 = bf16;
+  job.spans = 1;
+  return job;
+}
+
+void run_infer(const Infer& job) {
   const int64_t threads = torch::stable::get_num_threads();
-  const int64_t rest = input.clips % threads, whole = input.clips - rest;
+  const int64_t rest = job.input.clips % threads, whole = job.input.clips - rest;
   const InferKernels& k = kernels().infer(job);
-  Again again(size_t(input.clips));
+  Again again(size_t(job.input.clips));
   if (whole > 0) run_whole(k, job, whole, again);
   if (rest > 0) run_spans(k, job, whole, threads, again);
   run_again(k, job, again);
-  return y;
 }
-
-}  // namespace
 
 Tensor sep_conv2d(Tensor x, Tensor pointwise, Tensor time_taps, Tensor freq_taps,
                   std::optional<Tensor> bias, int64_t dilation) {
@@ -129,20 +132,9 @@ Tensor sep_conv2d_stack(Tensor x, std::vector<Tensor> pointwise, std::vector<Ten
                         std::optional<Tensor> scale, std::optional<Tensor> shift,
                         std::optional<Tensor> stripes, bool bf16) {
   check_map(x);
-  const size_t n = pointwise.size();
-  STD_TORCH_CHECK(n > 0 && time_taps.size() == n && freq_taps.size() == n && bias.size() == n &&
-                      dilation.size() == n && pool.size() == n,
-                  "a stack needs as many weights of each kind as it has blocks, and one at least");
-  std::vector<HeldBlock> held;
-  std::vector<Block> blocks;
-  held.reserve(n);
-  for (size_t i = 0; i < n; ++i) {
-    held.emplace_back(x, pointwise[i], time_taps[i], freq_taps[i], bias[i]);
-    const int64_t channels = i == 0 ? x.size(1) : blocks.back().out;
-    blocks.push_back(held.back().block(channels, dilation[i], pool[i], true));
-  }
+  const HeldBlocks held(x, pointwise, time_taps, freq_taps, bias, dilation, pool);
   const HeldInput input(x, scale, shift, stripes);
-  return infer(x, input.input(), blocks, bf16);
+  return infer(x, input.input(), held.blocks(), bf16);
 }
 
 }  // namespace fastsep

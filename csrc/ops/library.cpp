@@ -22,6 +22,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastsep, CPU, m) {
   m.impl("sep_conv2d_block", TORCH_BOX(&fastsep::sep_conv2d_block));
   m.impl("sep_conv2d_block_backward", TORCH_BOX(&fastsep::sep_conv2d_block_backward));
   m.impl("sep_conv2d_stack", TORCH_BOX(&fastsep::sep_conv2d_stack));
+  m.impl("sep_conv2d_masked_stack", TORCH_BOX(&fastsep::sep_conv2d_masked_stack));
   m.impl("sep_conv2d_bn_stack", TORCH_BOX(&fastsep::sep_conv2d_bn_stack));
   m.impl("sep_conv2d_bn_stack_backward", TORCH_BOX(&fastsep::sep_conv2d_bn_stack_backward));
   m.impl("global_pool_mlp", TORCH_BOX(&fastsep::global_pool_mlp));

@@ -84,6 +84,10 @@ Tensor new_map(const Tensor& like, const std::vector<int64_t>& shape) {
   return new_tensor(like, shape, format);
 }
 
+Tensor new_channels_last(const Tensor& like, const std::vector<int64_t>& shape) {
+  return new_tensor(like, shape, MemoryFormat::ChannelsLast);
+}
+
 Tensor new_vector(const Tensor& like, const std::vector<int64_t>& shape) {
   return new_tensor(like, shape, MemoryFormat::Contiguous);
 }
@@ -123,6 +127,32 @@ Block HeldBlock::block(int64_t channels, int64_t dilation, int64_t pool, bool re
           dilation,
           pool,
           relu};
+}
+
+HeldBlocks::HeldBlocks(const Tensor& x, const std::vector<Tensor>& pointwise,
+                       const std::vector<Tensor>& time_taps, const std::vector<Tensor>& freq_taps,
+                       const std::vector<Tensor>& bias, const std::vector<int64_t>& dilation,
+                       const std::vector<int64_t>& pool) {
+  const size_t n = pointwise.size();
+  STD_TORCH_CHECK(n > 0 && time_taps.size() == n && freq_taps.size() == n && bias.size() == n &&
+                      dilation.size() == n && pool.size() == n,
+                  "a stack needs as many weights of each kind as it has blocks, and one at least");
+  held_.reserve(n);
+  for (size_t i = 0; i < n; ++i) {
+    held_.emplace_back(x, pointwise[i], time_taps[i], freq_taps[i], bias[i]);
+    const int64_t channels = i == 0 ? x.size(1) : blocks_.back().out;
+    blocks_.push_back(held_.back().block(channels, dilation[i], pool[i], true));
+  }
+}
+
+std::vector<int64_t> shape_after(const std::vector<Block>& blocks, const Input& input,
+                                 int64_t clips) {
+  int64_t frames = input.frames, bins = input.bins;
+  for (const Block& block : blocks) {
+    frames /= block.pool;
+    bins /= block.pool;
+  }
+  return {clips, blocks.back().out, frames, bins};
 }
 
 HeldInput::HeldInput(const Tensor& x, const std::optional<Tensor>& scale,

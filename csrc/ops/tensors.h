@@ -24,8 +24,9 @@ int64_t spans_of(const Input& input);
 // x as an operator's input, with nothing to do as it is loaded.
 Input input_of(const Tensor& x);
 
-// Uninitialised, of the dtype of `like`; a map is channels_last where `like` is.
+// Uninitialised, of the dtype of `like`; a map is channels_last where `like` is, or always.
 Tensor new_map(const Tensor& like, const std::vector<int64_t>& shape);
+Tensor new_channels_last(const Tensor& like, const std::vector<int64_t>& shape);
 Tensor new_vector(const Tensor& like, const std::vector<int64_t>& shape);
 
 // Asks torch only where there is something to do: one clip is so fast that the calls would show.
@@ -58,5 +59,24 @@ struct HeldBlock {
   // channels: of the map that goes into the block.
   Block block(int64_t channels, int64_t dilation, int64_t pool, bool relu) const;
 };
+
+// The weights of a stack's blocks.
+class HeldBlocks {
+ public:
+  HeldBlocks(const Tensor& x, const std::vector<Tensor>& pointwise,
+             const std::vector<Tensor>& time_taps, const std::vector<Tensor>& freq_taps,
+             const std::vector<Tensor>& bias, const std::vector<int64_t>& dilation,
+             const std::vector<int64_t>& pool);
+
+  const std::vector<Block>& blocks() const { return blocks_; }
+
+ private:
+  std::vector<HeldBlock> held_;
+  std::vector<Block> blocks_;
+};
+
+// Of what the blocks make of so many clips of the input.
+std::vector<int64_t> shape_after(const std::vector<Block>& blocks, const Input& input,
+                                 int64_t clips);
 
 }  // namespace fastsep

@@ -1,7 +1,8 @@
 // Runs every kernel on awkward shapes with buffers of exactly the right size, for a build with
 // -fsanitize=address,undefined or -fsanitize=thread to watch, and checks that spans of time that
-// run together give the bits of whole clips. Usage: sanitize SEED
-// FASTSEP_AVX512: the builds for AVX-512 are linked too; they take as long to compile as the rest.
+// run together, and masked copies that share work, give the bits of whole clips. Usage: sanitize
+// SEED FASTSEP_AVX512: the builds for AVX-512 are linked too; they take as long to compile as the
+// rest.
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
@@ -195,6 +196,71 @@ void infer(const Kernels& kernels, DType dtype, size_t size) {
   job.separate = true;
   check(compare(), "separate taps");
   ++separate;
+}
+
+// Masked copies have the bits of each computed by itself, however many are computed together.
+void masked(const Kernels& kernels, DType dtype, size_t size) {
+  const int64_t n = draw(1, 2), t = draw(4, 70), f = draw(4, 140), copies = draw(1, 6);
+  std::vector<Weights> weights;
+  std::vector<Block> blocks;
+  int64_t channels = 1, frames = t, bins = f;
+  for (int64_t i = draw(1, 4); i > 0 && frames > 1 && bins > 1; --i) {
+    const int64_t out = draw(2, 40);
+    weights.emplace_back(size, channels, out);
+    const Weights& w = weights.back();
+    blocks.push_back(
+        {w.pointwise.data, w.time.data, w.freq.data, w.bias.data, channels, out, 2, 2, true});
+    channels = out;
+    frames /= 2;
+    bins /= 2;
+  }
+  const Tensor x(size, n, 1, t, f, false), y(size, n * copies, channels, frames, bins, true);
+  const Buffer scale(size_t(f) * size), shift(size_t(f) * size);
+  for (const Buffer* buffer : {&scale, &shift}) fill(*buffer, size_t(f) * size, size);
+  std::vector<int32_t> stripes;
+  for (int64_t i = 0; i < n * copies * 3; ++i) {
+    const int64_t axis = draw(-1, 2), sides = axis == 0 ? t : f, start = draw(-4, sides);
+    const int64_t stop = draw(0, 5) == 0 ? draw(-4, 1000) : start + draw(0, sides / 2);
+    for (const int64_t value : {axis, start, stop}) stripes.push_back(int32_t(value));
+  }
+  Masked job{};
+  job.infer.dtype = dtype;
+  job.infer.input = {x.map, n, 1, t, f, scale.data, shift.data, stripes.data(), 3};
+  job.infer.blocks = blocks.data();
+  job.infer.num_blocks = int64_t(blocks.size());
+  job.infer.y = y.map;
+  job.infer.bf16 = draw(0, 1) == 1;
+  job.infer.spans = 1;
+  job.copies = copies;
+  job.together = draw(1, copies);
+  job.keep = draw(0, 1) == 1;
+  const MaskedKernels& k = kernels.masked(job);
+  if (!k.takes(job)) return;
+  const Buffer packed(padded(k.weights_bytes(job)));
+  k.pack(job, packed.data);
+  for (int64_t clip = 0; clip < n; ++clip) {
+    const Buffer scratch(padded(k.scratch_bytes(job)));
+    check(k.run(job, packed.data, scratch.data, clip, 0, copies), "limits of masked copies");
+  }
+  std::vector<char> shared(y.bytes);
+  std::memcpy(shared.data(), y.buffer.data, y.bytes);
+
+  Infer each = job.infer;
+  each.input.clips = n * copies;
+  const InferKernels& direct = kernels.infer(each);
+  const Buffer scratch(padded(direct.scratch_bytes(each)));
+  for (int64_t clip = 0; clip < n; ++clip) {
+    each.input.x = x.map;
+    each.input.x.data = static_cast<char*>(x.buffer.data) + clip * t * f * int64_t(size);
+    each.input.x.n = 0;
+    each.input.stripes = stripes.data() + clip * copies * 9;
+    each.y.data = static_cast<char*>(y.buffer.data) +
+                  clip * copies * channels * frames * bins * int64_t(size);
+    for (int64_t copy = 0; copy < copies; ++copy) {
+      direct.run(each, packed.data, scratch.data, nullptr, copy, 0);
+    }
+  }
+  check(std::memcmp(y.buffer.data, shared.data(), y.bytes) == 0, "masked copies");
 }
 
 void gradient(const Kernels& kernels, DType dtype, size_t size) {
@@ -395,6 +461,7 @@ int main(int, char** argv) {
     for (const Kernels* kernels : builds) {
       for (const auto& [dtype, size] : dtypes) {
         infer(*kernels, dtype, size);
+        masked(*kernels, dtype, size);
         gradient(*kernels, dtype, size);
         if (size > 2) train(*kernels, dtype, size);
         head(*kernels, dtype, size);

@@ -92,9 +92,11 @@ class Panels {
   }
 };
 
-// between() is called after every Row::kGroup of input channels in each tile.
-template <class T, class Row, class Between>
-void project(Row x, int64_t bins, Panels<T> weights, T* z, int64_t group_stride, Between between) {
+// Position f goes to z + place(f). between() is called after every Row::kGroup of input channels in
+// each tile.
+template <class T, class Row, class Place, class Between>
+void project_to(Place place, Row x, int64_t bins, Panels<T> weights, T* z, int64_t group_stride,
+                Between between) {
   constexpr int64_t L = kLanes<T>;
   const T* panel = weights.base;
   int64_t groups = ceil_div(weights.out, L);
@@ -119,7 +121,9 @@ void project(Row x, int64_t bins, Panels<T> weights, T* z, int64_t group_stride,
 #pragma GCC unroll 4
           for (int j = 0; j < NV; ++j) {
 #pragma GCC unroll 6
-            for (int i = 0; i < M; ++i) store(z + j * group_stride + (f + i) * L, tile.sum[i][j]);
+            for (int i = 0; i < M; ++i) {
+              store(z + j * group_stride + place(f + i), tile.sum[i][j]);
+            }
           }
           f += M;
         });
@@ -129,6 +133,11 @@ void project(Row x, int64_t bins, Panels<T> weights, T* z, int64_t group_stride,
     z += width * group_stride;
     groups -= width;
   }
+}
+
+template <class T, class Row, class Between>
+void project(Row x, int64_t bins, Panels<T> weights, T* z, int64_t group_stride, Between between) {
+  project_to([](int64_t f) { return f * kLanes<T>; }, x, bins, weights, z, group_stride, between);
 }
 
 // sums: [in][groups of out][L]; g: blocked row of `out` channels.

@@ -1,0 +1,583 @@
+// The sweep of a stack on masked copies of a clip. Away from its stripes a copy is like the clip,
+// and inside of them like a clip of zeros:
+//
+//   base      every input that the position depends on is unmasked, or outside the map
+//   constant  every such input is masked, or outside
+//   mixed     neither
+//
+// Only mixed positions are a copy's own to compute. A cell of z with positions of both kinds is its
+// own too, filled from the clip (the base), from zeros' maps, and with its mixed products. As
+// stripes lie along the axes, the kinds of a row are two sets of bits, which grow from block to
+// block as the cross reaches.
+//
+// Rows of cells stream through the blocks as rows do in infer.h, all copies at once: what the base
+// and all copies need of a row is one list of outputs, crossed into a list of positions, which the
+// next block's product reads; it stores each where its cell lies.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <new>
+
+#include "../kernels.h"
+#include "../parts/bits.h"
+#include "../parts/cells.h"
+#include "../parts/dtypes.h"
+#include "../parts/product.h"
+#include "../parts/rows.h"
+#include "../parts/scratch.h"
+#include "../parts/vec.h"
+#include "infer.h"
+#include "limit.h"
+#include "load.h"
+#include "packed.h"
+#include "sizes.h"
+
+namespace fastsep::FASTSEP_ISA {
+
+// Rows or columns of cells of a map of zeros, of which the first and the last two may differ from
+// those between: so far what lies outside the map, and half cells at an odd end, are felt.
+class Samples {
+ public:
+  explicit Samples(int64_t cells) : cells_(cells) {}
+
+  int64_t count() const { return least(cells_, 4); }
+  int64_t of(int64_t cell) const {
+    return cell < cells_ - 2 ? least(cell, 1) : cell - cells_ + count();
+  }
+  int64_t cell(int64_t sample) const {
+    return sample < count() - 2 ? sample : sample + cells_ - count();
+  }
+
+ private:
+  int64_t cells_;
+};
+
+// dot: as for InferSweep.
+template <class S, bool dot = false>
+class MaskedSweep {
+  using T = Compute<S>;
+  static constexpr int64_t L = kLanes<T>;
+  static constexpr int64_t kChunk = 12 * kTileRows;  // outputs between a cross and the product
+  static constexpr int64_t kLive = 4;                // rows of cells that two rows of output reach
+  static constexpr int64_t kBase = -1;               // as a copy
+
+  // A map as cells: what goes into a stage, or what the last one puts out.
+  struct Grid {
+    Grid(int64_t t, int64_t f) : frames(t), bins(f), rows(ceil_div(t, 2)), cols(ceil_div(f, 2)) {}
+
+    int64_t samples() const { return Samples(rows).count() * Samples(cols).count(); }
+    int64_t sample(int64_t row, int64_t col) const {
+      return Samples(rows).of(row) * Samples(cols).count() + Samples(cols).of(col);
+    }
+    bool inside(int64_t row, int64_t col, int64_t p) const {
+      return 2 * row + p / 2 < frames && 2 * col + p % 2 < bins;
+    }
+
+    int64_t frames, bins, rows, cols;
+  };
+
+  struct Stage : Sizes {
+    Stage(const Sizes& sizes, const Masked& job, Bump& weights, Bump& scratch)
+        : Sizes(sizes),
+          in(frames, bins),
+          result(frames_out, bins_out),
+          packed(weights, block, false),
+          groups(ceil_div(block.out, L)),
+          constants(lone ? 0 : in.samples()),
+          base_rows(job.keep ? in.rows : least(kLive, in.rows)),
+          own(job.together * in.cols),
+          cells(scratch, own_slots(0) + kLive * own, lone ? 1 : block.out, lone ? 1 : L),
+          places(scratch.take<int32_t>((job.together + 1) * kLive * (in.cols + 2))),
+          bits(scratch.take<uint64_t>(job.together * kLive * 2 * words_of(in.cols))) {}
+
+    // The order of the slots. Of zeros, a lone block's cells are all the zero cell.
+    int64_t constant_slot(int64_t row, int64_t col) const {
+      return lone ? 0 : 1 + in.sample(row, col);
+    }
+    int64_t base_slots(int64_t row) const { return 1 + constants + row % base_rows * in.cols; }
+    int64_t own_slots(int64_t row) const {
+      return 1 + constants + base_rows * in.cols + row % kLive * own;
+    }
+
+    Grid in, result;
+    Packed<S, dot> packed;
+    int64_t groups;                     // of output channels
+    int64_t constants, base_rows, own;  // cells; rows of cells; cells a row
+    Cells<T> cells;                     // of z, or of x if lone
+    int32_t* places;                    // [copy, base first][row % kLive][col]: a cell's place
+    uint64_t* bits;                     // [copy][row % kLive][not base, not constant][col]
+    int64_t next = 0;                   // row of cells to be made from this stage's output
+  };
+
+ public:
+  static bool takes(const Masked& job) {
+    bool all = job.infer.dtype == DType::f32 && job.infer.input.bins <= kMostBins;
+    for (int64_t i = 0; i < job.infer.num_blocks; ++i) {
+      const Block& block = job.infer.blocks[i];
+      all &= block.dilation == 2 && block.pool == 2 && block.relu && (block.in == 1) == (i == 0);
+    }
+    return all;
+  }
+
+  static size_t weights_bytes(const Masked& job) {
+    return InferSweep<S, dot>::weights_bytes(job.infer);
+  }
+
+  static void pack(const Masked& job, void* weights) {
+    InferSweep<S, dot>::pack(job.infer, weights);
+  }
+
+  static size_t scratch_bytes(const Masked& job) {
+    Bump weights(nullptr), scratch(nullptr);
+    MaskedSweep(job, weights, scratch);
+    return scratch.used();
+  }
+
+  static bool run(const Masked& job, const void* weights, void* scratch, int64_t clip,
+                  int64_t first, int64_t count) {
+    Bump packed(const_cast<void*>(weights)), bump(scratch);
+    MaskedSweep sweep(job, packed, bump);
+    sweep.clip_ = clip;
+    sweep.find_constants();
+    for (int64_t done = 0; done < count; done += job.together) {
+      sweep.first_ = first + done;
+      sweep.count_ = least(job.together, count - done);
+      sweep.with_base_ = done == 0 || !job.keep;
+      if (!sweep.run_copies()) return false;
+    }
+    return true;
+  }
+
+ private:
+  static constexpr int64_t kMostBins = 1 << 16;  // places of cells are 32-bit numbers
+
+  MaskedSweep(const Masked& job, Bump& weights, Bump& scratch)
+      : job_(job),
+        limit_(weights.take<T>(1)),
+        stages_(scratch.take<Stage>(job.infer.num_blocks)),
+        load_(unmasked(job.infer.input), true, scratch) {
+    int64_t outputs = 0, moves = 0, list = 0, pairs = 0, cols = 0;
+    each_block(job.infer.blocks, job.infer.num_blocks, job.infer.input.frames, job.infer.input.bins,
+               [&](int64_t i, const Sizes& sizes) {
+                 const Stage stage(sizes, job_, weights, scratch);
+                 if (stages_ != nullptr) new (stages_ + i) Stage(stage);
+                 outputs = most(outputs, (job_.together + 1) * 2 * stage.bins_out);
+                 moves = most(moves, (4 * job_.together + 4) * stage.in.cols);
+                 cols = most(cols, stage.in.cols);
+                 list = most(list, stage.groups * kListStride);
+                 if (dot) pairs = most(pairs, row_size<T>(stage.block.in, kChunk));
+                 last_ = stage.result;
+                 out_ = stage.groups * L;
+               });
+    around_ = scratch.take<Around>(most(outputs, 4 * kMostSamples));
+    targets_ = scratch.take<int32_t>(most(outputs, 4 * kMostSamples));
+    moves_ = scratch.take<Move>(moves);
+    list_ = scratch.take<T>(list);
+    pairs_ = scratch.take<uint32_t>(pairs);
+    outside_ = scratch.take<int32_t>(cols + 2);
+    nothing_ = scratch.take<uint64_t>(words_of(cols));
+    for (auto* kind : {not_base_, not_constant_}) {
+      for (int a = 0; a < 2; ++a) kind[a] = scratch.take<uint64_t>(words_of(2 * cols));
+    }
+    either_ = scratch.take<uint64_t>(words_of(2 * cols));
+    base_y_ = scratch.take<T>(last_.frames * last_.bins * out_);
+    constant_y_ = scratch.take<T>(4 * last_.samples() * out_);
+  }
+
+  static Input unmasked(Input input) {
+    input.stripes = nullptr;
+    input.num_stripes = 0;
+    return input;
+  }
+
+  // A clip of zeros: all that the copies may need of it.
+  void find_constants() {
+    const int64_t n = job_.infer.num_blocks;
+    std::memset(nothing_, 0, size_t(words_of(stages_[0].in.cols)) * sizeof *nothing_);
+    std::memset(outside_, 0, size_t(stages_[0].in.cols + 2) * sizeof *outside_);
+    for (int64_t i = 0; i < n; ++i) {
+      const Stage& stage = stages_[i];
+      stage.cells.clear(1 + stage.constants);
+      std::memset(stage.places, 0,
+                  size_t((job_.together + 1) * kLive * (stage.in.cols + 2)) * sizeof(int32_t));
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      const Stage& stage = stages_[i];
+      const Grid& grid = stage.result;
+      outputs_ = 0;
+      const Samples rows(grid.rows), cols(grid.cols);
+      for (int64_t k = 0; k < 4 * grid.samples(); ++k) {
+        const int64_t row = rows.cell(k / 4 / cols.count()), col = cols.cell(k / 4 % cols.count());
+        if (!grid.inside(row, col, k % 4)) continue;
+        const int64_t t = 2 * row + k % 4 / 2, f = 2 * col + k % 2;
+        around_[outputs_] = {constant(stage, t - 1, f), constant(stage, t, f - 1),
+                             constant(stage, t, f), constant(stage, t, f + 1),
+                             constant(stage, t + 1, f)};
+        targets_[outputs_++] =
+            int32_t(i + 1 < n ? stages_[i + 1].cells.place(1 + k / 4, k % 4) : k);
+      }
+      if (i + 1 < n) {
+        project(i + 1);
+      } else {
+        cross(stage, 0, outputs_, [&](int64_t from, int64_t count) {
+          for (int64_t k = 0; k < count; ++k) keep(constant_y_, targets_[from + k], k);
+        });
+      }
+    }
+  }
+
+  int32_t constant(const Stage& stage, int64_t row, int64_t col) const {
+    const bool inside = row >= 0 && row < stage.in.rows && col >= 0 && col < stage.in.cols;
+    return inside ? stage.cells.place(stage.constant_slot(row, col)) : 0;
+  }
+
+  bool run_copies() {
+    for (int64_t i = 0; i < job_.infer.num_blocks; ++i) stages_[i].next = 0;
+    for (int64_t row = 0; row < stages_[0].in.rows; ++row) {
+      if (with_base_ && !load_row(row)) return false;
+      moves_count_ = 0;
+      place_base(0, row);
+      for (int64_t copy = 0; copy < count_; ++copy) {
+        find_kinds(0, copy, row);
+        place(0, copy, row);
+      }
+      stages_[0].cells.move(moves_, moves_count_);
+      pass_on(0, row);
+    }
+    return true;
+  }
+
+  // The base's x.
+  bool load_row(int64_t row) {
+    const Stage& stage = stages_[0];
+    T* const cells = stage.cells.base() + stage.cells.place(stage.base_slots(row));
+    bool right = true;
+    for (int64_t a = 0; a < 2; ++a) {
+      T* const to = cells + 2 * a;
+      const int64_t t = 2 * row + a;
+      const int64_t bins = t < stage.frames ? stage.bins : 0;
+      if (bins > 0) {
+        load_.row(clip_, t, [&](const auto& x) {
+          right = within(x, 1, bins, *limit_);
+          for (int64_t f = 0; f < bins; ++f) to[4 * (f / 2) + f % 2] = x.at(f, 0);
+        });
+      }
+      for (int64_t f = bins; f < 2 * stage.in.cols; ++f) to[4 * (f / 2) + f % 2] = 0;
+      if (!right) return false;
+    }
+    return true;
+  }
+
+  // Row `row` of stage i's cells is there: makes the rows of the next that need no other.
+  void pass_on(int64_t i, int64_t row) {
+    Stage& stage = stages_[i];
+    while (stage.next < stage.result.rows) {
+      const int64_t last_output = least(2 * stage.next + 1, stage.frames_out - 1);
+      if (least(last_output + 1, stage.in.rows - 1) > row) return;
+      const int64_t next = stage.next++;
+      if (i + 1 < job_.infer.num_blocks) {
+        make_row(i + 1, next);
+        pass_on(i + 1, next);
+      } else {
+        put_out(next);
+      }
+    }
+  }
+
+  // Cells that go into stage i, from the outputs of the stage before.
+  void make_row(int64_t i, int64_t row) {
+    outputs_ = moves_count_ = 0;
+    place_base(i, row);
+    if (with_base_) list_base(i, row);
+    for (int64_t copy = 0; copy < count_; ++copy) {
+      find_kinds(i, copy, row);
+      place(i, copy, row);
+      const int32_t* const to = places(stages_[i], copy, row);
+      list_mixed(i, copy, row, [&](int64_t a, int64_t f) {
+        return to[f / 2] + stages_[i].cells.place(0, 2 * a + f % 2);
+      });
+    }
+    project(i);
+    stages_[i].cells.move(moves_, moves_count_);
+  }
+
+  // Two rows of the result.
+  void put_out(int64_t row) {
+    const int64_t n = job_.infer.num_blocks;
+    const Stage& stage = stages_[n - 1];
+    outputs_ = 0;
+    if (with_base_) list_base(n, row);
+    cross(stage, 0, outputs_, [&](int64_t from, int64_t count) {
+      for (int64_t k = 0; k < count; ++k) keep(base_y_, targets_[from + k], k);
+    });
+    outputs_ = 0;
+    for (int64_t copy = 0; copy < count_; ++copy) {
+      find_kinds(n, copy, row);
+      for (int64_t a = 0; a < rows_in(last_, row); ++a) {
+        const int64_t t = 2 * row + a;
+        for (int64_t f = 0; f < last_.bins; ++f) {
+          if (!has_bit(not_base_[a], f)) {
+            put(base_y_ + (t * last_.bins + f) * out_, L, copy, t, f);
+          } else if (!has_bit(not_constant_[a], f)) {
+            const int64_t k = 4 * last_.sample(row, f / 2) + 2 * a + f % 2;
+            put(constant_y_ + k * out_, L, copy, t, f);
+          }
+        }
+      }
+      list_mixed(n, copy, row,
+                 [&](int64_t a, int64_t f) { return int32_t((copy * 2 + a) * last_.bins + f); });
+    }
+    cross(stage, 0, outputs_, [&](int64_t from, int64_t count) {
+      for (int64_t k = 0; k < count; ++k) {
+        const int64_t at = targets_[from + k], copy_row = at / last_.bins;
+        put(list_ + k * L, kListStride, copy_row / 2, 2 * row + copy_row % 2, at % last_.bins);
+      }
+    });
+  }
+
+  static int64_t rows_in(const Grid& grid, int64_t row) { return least(2, grid.frames - 2 * row); }
+
+  const Grid& grid(int64_t i) const { return i < job_.infer.num_blocks ? stages_[i].in : last_; }
+
+  int32_t* places(const Stage& stage, int64_t copy, int64_t row) const {
+    if (row < 0 || row >= stage.in.rows) return outside_ + 1;
+    return stage.places + ((copy + 1) * kLive + row % kLive) * (stage.in.cols + 2) + 1;
+  }
+
+  uint64_t* bits(const Stage& stage, int64_t copy, int64_t row, int64_t kind) const {
+    if (row < 0 || row >= stage.in.rows) return nothing_;
+    return stage.bits + ((copy * kLive + row % kLive) * 2 + kind) * words_of(stage.in.cols);
+  }
+
+  // Of the positions in a row of cells of grid i.
+  void find_kinds(int64_t i, int64_t copy, int64_t row) {
+    const Grid& map = grid(i);
+    for (int64_t a = 0; a < 2; ++a) {
+      const int64_t t = 2 * row + a;
+      if (t >= map.frames) {
+        for (int64_t w = 0; w < words_of(map.bins); ++w) not_base_[a][w] = not_constant_[a][w] = 0;
+      } else if (i == 0) {
+        find_masked(copy, t, not_base_[a]);
+        for (int64_t w = 0; w < words_of(map.bins); ++w) {
+          not_constant_[a][w] = bits_below(map.bins, w) & ~not_base_[a][w];
+        }
+      } else {
+        const Stage& from = stages_[i - 1];
+        for (int64_t kind = 0; kind < 2; ++kind) {
+          reached_from(bits(from, copy, t, kind), bits(from, copy, t - 1, kind),
+                       bits(from, copy, t + 1, kind), from.in.cols, map.bins,
+                       (kind == 0 ? not_base_ : not_constant_)[a]);
+        }
+      }
+    }
+  }
+
+  // The bins of frame t that the copy's stripes cover.
+  void find_masked(int64_t copy, int64_t t, uint64_t* set) const {
+    const Input& input = job_.infer.input;
+    for (int64_t w = 0; w < words_of(input.bins); ++w) set[w] = 0;
+    const int32_t* stripe =
+        input.stripes + (clip_ * job_.copies + first_ + copy) * input.num_stripes * 3;
+    for (int64_t s = 0; s < input.num_stripes; ++s, stripe += 3) {
+      const int64_t start = most(stripe[1], 0), stop = stripe[2];
+      if (stripe[0] == 1 && start < stop) add_bits(set, start, least(stop, input.bins));
+      if (stripe[0] == 0 && t >= start && t < stop) add_bits(set, 0, input.bins);
+    }
+  }
+
+  void place_base(int64_t i, int64_t row) const {
+    const Stage& stage = stages_[i];
+    int32_t* const to = places(stage, kBase, row);
+    for (int64_t col = 0; col < stage.in.cols; ++col) {
+      to[col] = stage.cells.place(stage.base_slots(row) + col);
+    }
+  }
+
+  // Where a copy's cells are: the base's, constant ones, or its own, of which it lists what is to
+  // be filled in.
+  void place(int64_t i, int64_t copy, int64_t row) {
+    const Stage& stage = stages_[i];
+    const Grid& map = stage.in;
+    int32_t* const to = places(stage, copy, row);
+    std::memcpy(to, places(stage, kBase, row), size_t(map.cols) * sizeof *to);
+    for (int64_t kind = 0; kind < 2; ++kind) {
+      uint64_t* const* const rows = kind == 0 ? not_base_ : not_constant_;
+      for (int64_t w = 0; w < words_of(map.bins); ++w) either_[w] = rows[0][w] | rows[1][w];
+      pairs_of(either_, map.bins, bits(stage, copy, row, kind));
+    }
+    const uint64_t* const not_base = bits(stage, copy, row, 0);
+    const uint64_t* const not_constant = bits(stage, copy, row, 1);
+    int64_t slot = stage.own_slots(row) + copy * map.cols;
+    for (int64_t w = 0; w < words_of(map.cols); ++w) {
+      each_bit(not_base[w] & ~not_constant[w], w,
+               [&](int64_t col) { to[col] = stage.cells.place(stage.constant_slot(row, col)); });
+      each_bit(not_base[w] & not_constant[w], w, [&](int64_t col) {
+        const int32_t base = to[col], own = stage.cells.place(slot++);
+        to[col] = own;
+        for (int64_t p = 0; p < 4; ++p) {
+          const int64_t f = 2 * col + p % 2;
+          int32_t from = base;
+          if (!map.inside(row, col, p)) {
+            from = 0;
+          } else if (has_bit(not_base_[p / 2], f)) {
+            if (has_bit(not_constant_[p / 2], f)) continue;  // its own product
+            from = stage.cells.place(stage.constant_slot(row, col));
+          }
+          const int32_t offset = stage.cells.place(0, p);
+          moves_[moves_count_++] = {own + offset, from + offset};
+        }
+      });
+    }
+  }
+
+  // All of the base's outputs that become a row of cells of grid i, and what is zero beside them.
+  void list_base(int64_t i, int64_t row) {
+    const Grid& map = grid(i);
+    for (int64_t f = 0; f < map.bins; ++f) {
+      for (int64_t a = 0; a < rows_in(map, row); ++a) {
+        const int64_t t = 2 * row + a;
+        int32_t to = int32_t(t * map.bins + f);
+        if (i < job_.infer.num_blocks) {
+          to = places(stages_[i], kBase, row)[f / 2] + stages_[i].cells.place(0, 2 * a + f % 2);
+        }
+        add_output(stages_[i - 1], kBase, t, f, to);
+      }
+    }
+    if (i == job_.infer.num_blocks) return;
+    for (int64_t col = 0; col < map.cols; ++col) {
+      for (int64_t p = 0; p < 4; ++p) {
+        if (map.inside(row, col, p)) continue;
+        const int32_t offset = stages_[i].cells.place(0, p);
+        moves_[moves_count_++] = {places(stages_[i], kBase, row)[col] + offset, offset};
+      }
+    }
+  }
+
+  // A copy's own: target(row of two, position) says where it goes.
+  template <class Target>
+  void list_mixed(int64_t i, int64_t copy, int64_t row, Target target) {
+    for (int64_t w = 0; w < words_of(grid(i).bins); ++w) {
+      const uint64_t mixed[] = {not_base_[0][w] & not_constant_[0][w],
+                                not_base_[1][w] & not_constant_[1][w]};
+      each_bit(mixed[0] | mixed[1], w, [&](int64_t f) {
+        for (int64_t a = 0; a < 2; ++a) {
+          if (mixed[a] >> f % 64 & 1) {
+            add_output(stages_[i - 1], copy, 2 * row + a, f, target(a, f));
+          }
+        }
+      });
+    }
+  }
+
+  FASTSEP_INLINE void add_output(const Stage& stage, int64_t copy, int64_t t, int64_t f,
+                                 int32_t target) {
+    const int32_t* const middle = places(stage, copy, t) + f;
+    around_[outputs_] = {places(stage, copy, t - 1)[f], middle[-1], middle[0], middle[1],
+                         places(stage, copy, t + 1)[f]};
+    targets_[outputs_++] = target;
+  }
+
+  // The listed outputs [first, stop) of a stage, piece by piece: take(first, count) finds a piece
+  // in list_.
+  template <class Take>
+  void cross(const Stage& stage, int64_t first, int64_t stop, Take take) const {
+    for (; first < stop; first += kChunk) {
+      const int64_t count = least(kChunk, stop - first);
+      if (stage.lone) {
+        for (int64_t g = 0; g < stage.groups; g += kTileVectors) {
+          with_count<kTileVectors>(least(kTileVectors, stage.groups - g), [&](auto nv) {
+            pooled_lone_cells<T, decltype(nv)::value>(stage.packed.taps + g * Taps<T>::kSize,
+                                                      stage.cells, around_ + first, count,
+                                                      list_ + g * kListStride, kListStride);
+          });
+        }
+      } else {
+        pooled_cells(stage.packed.taps, stage.cells, stage.groups, around_ + first, count, list_,
+                     kListStride);
+      }
+      take(first, count);
+    }
+  }
+
+  // The listed outputs of the stage before, through stage i's product to where their cells lie.
+  void project(int64_t i) const {
+    const Stage& stage = stages_[i];
+    const Blocked<T> list{list_, kListStride};
+    cross(stages_[i - 1], 0, outputs_, [&](int64_t first, int64_t count) {
+      const auto place = [to = targets_ + first](int64_t k) { return int64_t(to[k]); };
+      T* const z = stage.cells.base();
+      const int64_t stride = 4 * L;
+      if constexpr (dot) {
+        round_to_pairs(list, stage.block.in, count, pairs_);
+        project_to(place, BlockedPairs{pairs_, pairs_stride(count)}, count, stage.packed.panels, z,
+                   stride, [] {});
+      } else {
+        project_to(place, list, count, stage.packed.panels, z, stride, [] {});
+      }
+    });
+  }
+
+  // Output k of the list, as position `at` of a map of all channels.
+  void keep(T* map, int64_t at, int64_t k) const {
+    for (int64_t g = 0; g < out_ / L; ++g) {
+      store(map + at * out_ + g * L, load(list_ + g * kListStride + k * L));
+    }
+  }
+
+  // One position of a copy's result, from vectors `step` elements apart.
+  void put(const T* from, int64_t step, int64_t copy, int64_t t, int64_t f) const {
+    const Map& y = job_.infer.y;
+    const int64_t channels = stages_[job_.infer.num_blocks - 1].block.out;
+    S* to = row_of<S>(y, clip_ * job_.copies + first_ + copy, t) + f * y.f;
+    for (int64_t c = 0; c < channels; c += L, from += step) {
+      if (channels - c >= L) {
+        store_as<S>(to + c, load(from));
+      } else {
+        for (int64_t l = 0; l < channels - c; ++l) narrow(from[l], to[c + l]);
+      }
+    }
+  }
+
+  static constexpr int64_t kListStride = (kChunk | 1) * L;
+  static constexpr int64_t kMostSamples = 16;
+
+  const Masked& job_;
+  const T* limit_;
+  Stage* stages_;
+  Load<S> load_;
+  Grid last_{0, 0};  // the result
+  int64_t out_ = 0;  // its channels, in whole vectors
+  T *base_y_, *constant_y_;
+
+  int64_t clip_ = 0, first_ = 0, count_ = 0;  // the copies that are computed
+  bool with_base_ = true;
+
+  Around* around_;    // the outputs to be computed,
+  int32_t* targets_;  // and where to
+  int64_t outputs_ = 0;
+  Move* moves_;
+  int64_t moves_count_ = 0;
+  T* list_;
+  uint32_t* pairs_;
+  int32_t* outside_;                          // places in a row outside the map
+  uint64_t* nothing_;                         // bits of such a row
+  uint64_t *not_base_[2], *not_constant_[2];  // a copy's positions in a row of cells
+  uint64_t* either_;
+};
+
+template <class S, bool dot>
+constexpr MaskedKernels kMasked = {
+    .takes = MaskedSweep<S, dot>::takes,
+    .weights_bytes = MaskedSweep<S, dot>::weights_bytes,
+    .pack = MaskedSweep<S, dot>::pack,
+    .scratch_bytes = MaskedSweep<S, dot>::scratch_bytes,
+    .run = MaskedSweep<S, dot>::run,
+};
+
+inline const MaskedKernels& masked_kernels(const Masked& job) {
+  return kDotBf16 && job.infer.bf16 ? kMasked<float, kDotBf16> : kMasked<float, false>;
+}
+
+}  // namespace fastsep::FASTSEP_ISA

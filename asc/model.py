@@ -105,6 +105,39 @@ class Cnn6Sep(_Network):
             return self.head(self.blocks(_per_bin(self.bn0, logmel), stripes=stripes))
         return self.head(self.blocks(logmel, affine=affine, stripes=stripes))
 
+    def masked(self, logmel: Tensor, stripes: Tensor) -> Tensor:
+        """Logits of K masked copies of each clip, sharing what the masks do not touch.
+
+        To the last bit what `forward` gives for the copies; see `fastsep.sep_conv2d_masked_stack`.
+
+        Args:
+            logmel: (N, 1, T, 256), as for `forward`.
+            stripes: integers (N, K, S, 3), or for a single clip (K, S, 3).
+
+        Returns:
+            (N, K, num_classes), or for a single clip's stripes (K, num_classes).
+
+        Raises:
+            ValueError, TypeError: shapes or dtypes that do not fit.
+        """
+        _check(logmel)
+        if stripes.ndim == 3 and logmel.shape[0] == 1:
+            return self.masked(logmel, stripes[None])[0]
+        if stripes.ndim != 4 or stripes.shape[0] != logmel.shape[0]:
+            clips = logmel.shape[0]
+            raise ValueError(
+                f"stripes must be (N, K, S, 3) = ({clips}, K, S, 3), or (K, S, 3) for a single "
+                f"clip, got {tuple(stripes.shape)}"
+            )
+        copies = stripes.shape[:2]
+        affine = self._affine(logmel)
+        bare = not has_hooks(self) and type(self).forward is Cnn6Sep.forward
+        if affine is None or self.training or not bare or not _is_bare(self.blocks, SepConvStack):
+            each = logmel.repeat_interleave(copies[1], 0)
+            return self(each, stripes.flatten(0, 1)).unflatten(0, copies)
+        maps = self.blocks.masked(logmel, stripes, affine)
+        return self.head(maps.flatten(0, 1)).unflatten(0, copies)
+
     def _affine(self, logmel: Tensor) -> tuple[Tensor, Tensor] | None:
         """What BN-mel does to the bins, if that is all it does."""
         bn0 = self.bn0

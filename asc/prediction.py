@@ -6,14 +6,14 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
 from asc.augment import SpecAugment
-from asc.compute import Precision, float32_products, send
+from asc.compute import Engine, Precision, float32_products, send
 from asc.errors import UserError
 from asc.metrics import Scores, score
 from asc.model import WIDTHS, Cnn6, Cnn6Sep
@@ -32,6 +32,7 @@ MAX_BATCH_BYTES = 2**30
 # holds at once; the fused kernels need far less.
 _MAPS_ALIVE = 6
 _DRAWN = 256  # masks drawn at once; another number draws other masks
+_SHARED_BYTES = 2**26  # of the maps that one call of the shared engine returns
 
 
 class LogMelItems(Protocol):
@@ -60,6 +61,7 @@ def probabilities(
     *,
     tta: int = 0,
     seed: int = 0,
+    engine: Engine = "shared",
     device: torch.device | str | None = None,
     precision: Precision = "float32",
     max_batch_bytes: int = MAX_BATCH_BYTES,
@@ -76,9 +78,11 @@ def probabilities(
         items: the clips' log-mels; labels are not looked at.
         tta: masks per clip; 0 for one unmasked pass.
         seed: of the masks, not negative.
+        engine: how masked copies are computed; "shared" is fast and "batched" there to compare.
         device: where to compute; None: where the model is.
         precision: of the network, see `asc.compute`.
-        max_batch_bytes: bound on the memory a batch takes: so many clips, or masks of a clip, go
+        max_batch_bytes: bound on the memory a batch takes: so many clips, or masks of a clip
+            where they are not shared, go
             through the network at once as need six feature maps of block 1 (28 MB each in 10 s).
 
     Returns:
@@ -100,15 +104,25 @@ def probabilities(
     with _computing(model, device, precision) as (network, where):
         results = _results(model, items, where)
         names = item_names(items) or range(len(items))
-        for index in tracked(range(len(items)), f"evaluation, {tta} masks a clip"):
-            logmel = send(items[index][0][None], where)
-            frames, bins = logmel.shape[2:]
-            total = torch.zeros_like(results[index])
-            for stripes in draw_masks(model.specaugment, tta, frames, bins, seed, names[index]):
-                logits = masked_logits(network, logmel, stripes, max_batch_bytes=max_batch_bytes)
-                outputs = logits.softmax(dim=1).sum(dim=0)
-                total += outputs.where(logits.isfinite().all(), torch.nan)
-            results[index] = total / tta
+        size = torch.get_num_threads() if _shares(network, where, engine) else 1  # a clip a thread
+        for start in tracked(range(0, len(items), size), f"evaluation, {tta} masks a clip"):
+            indices = range(start, min(start + size, len(items)))
+            logmels = send(torch.stack([items[index][0] for index in indices]), where)
+            frames, bins = logmels.shape[2:]
+            drawn = [
+                draw_masks(model.specaugment, tta, frames, bins, seed, names[index])
+                for index in indices
+            ]
+            totals = torch.zeros_like(results[start : indices.stop])
+            for stripes in zip(*drawn, strict=True):
+                logits = masked_logits(
+                    network, logmels, torch.stack(stripes), engine=engine,
+                    max_batch_bytes=max_batch_bytes,
+                )  # fmt: skip
+                for total, of_clip in zip(totals, logits, strict=True):
+                    outputs = of_clip.softmax(dim=1).sum(dim=0)
+                    total += outputs.where(of_clip.isfinite().all(), torch.nan)
+            results[start : indices.stop] = totals / tta
     return _checked(results, items)
 
 
@@ -144,23 +158,36 @@ def masked_logits(
     logmel: Tensor,
     stripes: Tensor,
     *,
+    engine: Engine = "shared",
     max_batch_bytes: int = MAX_BATCH_BYTES,
 ) -> Tensor:
-    """Logits of one clip under each of K masks.
-
-    The K copies are one tensor with stride 0; the mask is applied as the first block loads it.
+    """Logits of each clip under each of its K masks.
 
     Args:
-        model: in eval mode, on the log-mel's device.
-        logmel: (1, 1, T, 256).
-        stripes: integers (K, S, 3), see `asc.augment.draw_stripes`.
+        model: in eval mode, on the log-mels' device.
+        logmel: (N, 1, T, 256).
+        stripes: integers (N, K, S, 3), or (K, S, 3) for a single clip; see
+            `asc.augment.draw_stripes`.
+        engine, max_batch_bytes: as of `probabilities`.
 
     Returns:
-        (K, classes) float64, on the log-mel's device.
+        (N, K, classes) float64, or (K, classes); on the log-mels' device.
     """
-    chunks = send(stripes, logmel.device).split(batch_size(logmel.shape[2], max_batch_bytes))
-    logits = [model(logmel.expand(len(chunk), -1, -1, -1), chunk) for chunk in chunks]
-    return torch.cat(logits).double()
+    if stripes.ndim == 3:
+        options: dict[str, Any] = {"engine": engine, "max_batch_bytes": max_batch_bytes}
+        return masked_logits(model, logmel, stripes[None], **options)[0]
+    stripes = send(stripes, logmel.device)
+    clips, _, frames, _ = logmel.shape
+    if isinstance(model, Cnn6Sep) and _shares(model, logmel.device, engine):
+        of_a_copy = 4 * WIDTHS[-1] * frames * N_MELS // 4 ** len(WIDTHS)
+        size = max(32, _SHARED_BYTES // (max(clips, 1) * of_a_copy))
+        parts = [model.masked(logmel, part) for part in stripes.split(size, dim=1)]
+        return torch.cat(parts, dim=1).double()
+    size, logits = batch_size(frames, max_batch_bytes), []
+    for clip, masks in zip(logmel, stripes, strict=True):  # the copies are one of stride 0
+        parts = [model(clip.expand(len(part), -1, -1, -1), part) for part in masks.split(size)]
+        logits.append(torch.cat(parts))
+    return torch.stack(logits).double()
 
 
 def predict(
@@ -169,6 +196,7 @@ def predict(
     *,
     tta: int = 0,
     seed: int = 0,
+    engine: Engine = "shared",
     device: torch.device | str | None = None,
     precision: Precision = "float32",
 ) -> list[Prediction]:
@@ -176,7 +204,9 @@ def predict(
     logits = clip_logits(model, items, device=device, precision=precision)
     p = logits.softmax(dim=1)
     if tta:
-        p = probabilities(model, items, tta=tta, seed=seed, device=device, precision=precision)
+        p = probabilities(
+            model, items, tta=tta, seed=seed, engine=engine, device=device, precision=precision
+        )
     return [
         Prediction(
             label=model.classes[row.index(max(row))],
@@ -194,6 +224,7 @@ def score_clips(
     *,
     tta: int = 0,
     seed: int = 0,
+    engine: Engine = "shared",
     device: torch.device | str | None = None,
     precision: Precision = "float32",
 ) -> dict[int, Scores]:
@@ -202,7 +233,7 @@ def score_clips(
     Args:
         items: log-mels of the clips.
         clips: with all their labels, which count the model's classes.
-        model, tta, seed, device, precision: as of `probabilities`.
+        model, tta, seed, engine, device, precision: as of `probabilities`.
 
     Raises:
         ValueError, UserError: as `probabilities` and `asc.metrics.score`.
@@ -210,7 +241,9 @@ def score_clips(
     labels = [label for label in clips.labels if label is not None]
     systems = {}
     for masks in (0, tta) if tta else (0,):
-        p = probabilities(model, items, tta=masks, seed=seed, device=device, precision=precision)
+        p = probabilities(
+            model, items, tta=masks, seed=seed, engine=engine, device=device, precision=precision
+        )
         systems[masks] = score(p, labels, model.classes, clips.devices)
     return systems
 
@@ -247,6 +280,11 @@ def batch_size(num_frames: int, max_batch_bytes: int) -> int:
     """How many inputs of so many frames fit a batch, at least 1."""
     largest_map = 4 * WIDTHS[0] * num_frames * N_MELS  # bytes of block 1 before pooling
     return max(1, max_batch_bytes // (_MAPS_ALIVE * largest_map))
+
+
+def _shares(model: Network, device: torch.device, engine: Engine) -> bool:
+    """Whether the shared engine is for this model, here."""
+    return engine == "shared" and device.type == "cpu" and isinstance(model, Cnn6Sep)
 
 
 @contextmanager

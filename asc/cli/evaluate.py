@@ -6,13 +6,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from asc.cli.options import Cache, Data, Device, Inference, Masks, Seed, Weights
+from asc.cli.options import Cache, Data, Device, Inference, Masks, Seed, TtaEngine, Weights
 
 
 def command(
     weights: Weights,
     data: Data,
     tta: Masks = 0,
+    tta_engine: TtaEngine = "shared",
     seed: Seed = 0,
     json_file: Annotated[
         Path | None,
@@ -61,7 +62,14 @@ def command(
         )
     logmels = LogMelDataset(clips, choose_cache(len(clips), cache), target)
     scores = score_clips(
-        model, logmels, clips, tta=tta, seed=seed, device=target, precision=precision
+        model,
+        logmels,
+        clips,
+        tta=tta,
+        seed=seed,
+        engine=tta_engine,
+        device=target,
+        precision=precision,
     )
     taken = json_file is not None and is_stdout(json_file)  # the tables make way
     print_tables(Console(stderr=taken), score_tables(scores, clips.of))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from asc.compute import DeviceChoice, Precision
+from asc.compute import DeviceChoice, Engine, Precision
 from asc.settings import Option, options
 from asc.training.settings import MAX_SEED, Settings
 
@@ -30,6 +30,14 @@ Masks = Annotated[
         min=0,
         max=MAX_MASKS,
         help="Masks per clip to average over; 0: no augmentation.",
+    ),
+]
+TtaEngine = Annotated[
+    Engine,
+    typer.Option(
+        "--tta-engine",
+        help="How masked copies are computed; shared: each differs from the clip only near its "
+        "masks, and just that is computed; batched: each by itself. The same result.",
     ),
 ]
 Seed = Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from asc.cli.options import Device, Inference, Masks, Seed, Weights
+from asc.cli.options import Device, Inference, Masks, Seed, TtaEngine, Weights
 
 
 def command(
@@ -14,6 +14,7 @@ def command(
         list[Path], typer.Argument(help="Audio files, or a data set in TAU layout: its test split.")
     ],
     tta: Masks = 0,
+    tta_engine: TtaEngine = "shared",
     seed: Seed = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line instead of a table.")
@@ -43,7 +44,9 @@ def command(
     model = load_model(weights)
     audio = list(audio_files(audio))
     logmels = LogMelDataset(unlabelled(audio), device=target)
-    found = predict(model, logmels, tta=tta, seed=seed, device=target, precision=precision)
+    found = predict(
+        model, logmels, tta=tta, seed=seed, engine=tta_engine, device=target, precision=precision
+    )
     if not as_json:
         print_tables(Console(), [prediction_table(audio, found)])
         return

@@ -348,3 +348,45 @@ def test_autograd_stays_on_the_device() -> None:
         focal_loss(model(logmel, stripes), targets).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.is_meta, name
+
+
+class TestMasked:
+    """`Cnn6Sep.masked` has the bits of `Cnn6Sep.forward` on the copies."""
+
+    STRIPES = torch.tensor([[[0, 3, 9], [1, 40, 90]], [[0, 0, 50], [1, 0, 1]], [[0, 7, 7]] * 2])
+
+    @pytest.mark.parametrize("folded", [False, True])
+    def test_is_forward_on_the_copies(self, folded: bool) -> None:
+        torch.manual_seed(0)
+        model = Cnn6Sep(4)
+        x = 10 * torch.randn(2, 1, 50, 256)
+        with torch.no_grad():
+            model(x)
+            model = model.folded() if folded else model.eval()
+            both = torch.stack([self.STRIPES, self.STRIPES.flip(0)])
+            logits = model.masked(x, both)
+            assert logits.shape == (2, 3, 4)
+            for clip, stripes, of_clip in zip(x, both, logits, strict=True):
+                assert torch.equal(of_clip, model(clip.expand(3, -1, -1, -1), stripes))
+                assert torch.equal(model.masked(clip[None], stripes), of_clip)
+
+    def test_honours_hooks_and_train_mode(self) -> None:
+        torch.manual_seed(0)
+        model, x = Cnn6Sep(4).eval(), torch.randn(1, 1, 50, 256)
+        copies = x.expand(3, -1, -1, -1)
+        with torch.no_grad():
+            plain = model.masked(x, self.STRIPES)
+            for module in (model, model.blocks, model.blocks[1], model.fc1):
+                handle = module.register_forward_hook(lambda module, args, output: 2 * output)
+                logits = model.masked(x, self.STRIPES)
+                assert torch.equal(logits, model(copies, self.STRIPES))
+                assert not torch.equal(logits, plain)
+                handle.remove()
+            model.train()
+            model.dropout.p = 0.0
+            assert torch.equal(model.masked(x, self.STRIPES), model(copies, self.STRIPES))
+
+    @pytest.mark.parametrize("shape", [(3, 2, 3), (1, 3, 2, 3), (2, 3)])
+    def test_stripes_of_other_clips(self, shape: tuple[int, ...]) -> None:
+        with pytest.raises(ValueError, match=r"\(2, K, S, 3\)"):
+            Cnn6Sep().eval().masked(torch.zeros(2, 1, 16, 256), torch.zeros(shape).long())

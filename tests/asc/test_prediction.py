@@ -147,9 +147,29 @@ def test_batches_and_copies(model: Cnn6Sep, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(Cnn6Sep, "forward", spy)
     (masks,) = draw_masks(model.specaugment, 7, 32, 256, 0, 0)
-    masked_logits(model, CLIPS[0][0][None], masks, max_batch_bytes=3 * COPY)
+    masked_logits(model, CLIPS[0][0][None], masks, engine="batched", max_batch_bytes=3 * COPY)
     assert [n for n, _ in seen] == [3, 3, 1]
     assert all(stride == 0 for n, stride in seen if n > 1)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_the_engines_agree_to_the_last_bit(
+    model: Cnn6Sep, monkeypatch: pytest.MonkeyPatch, precision: Precision, threads: int
+) -> None:
+    """Also where masks are computed in parts, and clips together."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        expected = probabilities(
+            model, CLIPS, tta=70, seed=1, engine="batched", precision=precision
+        )
+        for size in (2**26, 1):
+            monkeypatch.setattr(prediction, "_SHARED_BYTES", size)
+            p = probabilities(model, CLIPS, tta=70, seed=1, precision=precision)
+            assert torch.equal(p, expected)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_no_clips(model: Cnn6Sep) -> None:
@@ -241,14 +261,17 @@ def test_the_model_is_left_as_it_was(
         model.fc1.weight[0, 0] = torch.nan
     blocks, state = model.blocks, {name: t.clone() for name, t in model.state_dict().items()}
     during = []
-    forward = Cnn6Sep.forward
 
-    def spy(self: Cnn6Sep, *args: Any) -> Tensor:
-        during.append(model.blocks is blocks and blocks.compute == own)
-        assert self.fc1.weight is model.fc1.weight  # no copies of what need not move
-        return forward(self, *args)
+    def spied(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def spy(self: Cnn6Sep, *args: Any) -> Tensor:
+            during.append(model.blocks is blocks and blocks.compute == own)
+            assert self.fc1.weight is model.fc1.weight  # no copies of what need not move
+            return method(self, *args)
 
-    monkeypatch.setattr(Cnn6Sep, "forward", spy)
+        return spy
+
+    for method in (Cnn6Sep.forward, Cnn6Sep.masked):
+        monkeypatch.setattr(Cnn6Sep, method.__name__, spied(method))
     for tta in (0, 2):
         with pytest.raises(UserError) if poisoned else nullcontext():
             probabilities(model, CLIPS, tta=tta, precision=precision)

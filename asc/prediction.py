@@ -1,12 +1,11 @@
-"""Logits, probabilities and scores of clips, with or without test-time augmentation (TTA)."""
+"""Logits and probabilities of clips, with or without test-time augmentation (TTA)."""
 
 import copy
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,15 +14,11 @@ from torch.utils.data import ConcatDataset, Subset
 from asc.augment import SpecAugment
 from asc.compute import Engine, Precision, float32_products, send
 from asc.errors import UserError
-from asc.metrics import Scores, score
 from asc.model import WIDTHS, Cnn6, Cnn6Sep
-from asc.progress import tracked
+from asc.progress import Advance, counted
 from asc.seeds import mixed_seed
 from asc.task import N_MELS
 from fastsep import SepConvStack
-
-if TYPE_CHECKING:  # readers of audio, which nothing here needs
-    from asc.data import ClipList
 
 Network: TypeAlias = Cnn6Sep | Cnn6
 
@@ -43,15 +38,6 @@ class LogMelItems(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A clip's class: probabilities by class, `label` the largest; logits of the unmasked clip."""
-
-    label: str
-    probabilities: dict[str, float]
-    logits: list[float]
 
 
 @torch.inference_mode()
@@ -81,9 +67,9 @@ def probabilities(
         engine: how masked copies are computed; "shared" is fast and "batched" there to compare.
         device: where to compute; None: where the model is.
         precision: of the network, see `asc.compute`.
-        max_batch_bytes: bound on the memory a batch takes: so many clips, or masks of a clip
-            where they are not shared, go
-            through the network at once as need six feature maps of block 1 (28 MB each in 10 s).
+        max_batch_bytes: bound on the memory a batch takes: so many clips, or masks of a clip where
+            they are not shared, go through the network at once as need six feature maps of block 1
+            (28 MB each in 10 s).
 
     Returns:
         (N, classes) float64 on the CPU.
@@ -94,36 +80,19 @@ def probabilities(
 
     Source: DCASE 2021 Task 1A report of Puy, Jain and Bursuc, section 3.
     """
-    if tta < 0 or seed < 0:
-        raise ValueError(f"tta and seed must not be negative, got {tta} and {seed}")
+    check(model, tta, seed)
     if tta == 0:
         logits = clip_logits(
             model, items, device=device, precision=precision, max_batch_bytes=max_batch_bytes
         )
         return logits.softmax(dim=1)
-    with _computing(model, device, precision) as (network, where):
-        results = _results(model, items, where)
-        names = item_names(items) or range(len(items))
-        size = torch.get_num_threads() if _shares(network, where, engine) else 1  # a clip a thread
-        for start in tracked(range(0, len(items), size), f"evaluation, {tta} masks a clip"):
-            indices = range(start, min(start + size, len(items)))
-            logmels = send(torch.stack([items[index][0] for index in indices]), where)
-            frames, bins = logmels.shape[2:]
-            drawn = [
-                draw_masks(model.specaugment, tta, frames, bins, seed, names[index])
-                for index in indices
-            ]
-            totals = torch.zeros_like(results[start : indices.stop])
-            for stripes in zip(*drawn, strict=True):
-                logits = masked_logits(
-                    network, logmels, torch.stack(stripes), engine=engine,
-                    max_batch_bytes=max_batch_bytes,
-                )  # fmt: skip
-                for total, of_clip in zip(totals, logits, strict=True):
-                    outputs = of_clip.softmax(dim=1).sum(dim=0)
-                    total += outputs.where(of_clip.isfinite().all(), torch.nan)
-            results[start : indices.stop] = totals / tta
-    return _checked(results, items)
+    with (
+        computing(model, device, precision) as (network, where),
+        counted(f"evaluation, {tta} masks a clip", len(items)) as advance,
+    ):
+        every = range(len(items))
+        results = masked(network, items, every, where, advance, tta, seed, engine, max_batch_bytes)
+    return checked(results, items)
 
 
 @torch.inference_mode()
@@ -142,14 +111,13 @@ def clip_logits(
     Returns:
         (N, classes) float64 on the CPU.
     """
-    size = batch_size(items[0][0].shape[1], max_batch_bytes) if len(items) else 1
-    with _computing(model, device, precision) as (network, where):
-        logits = _results(model, items, where)
-        for start in tracked(range(0, len(items), size), "evaluation"):
-            stop = min(start + size, len(items))
-            batch = torch.stack([items[index][0] for index in range(start, stop)])
-            logits[start:stop] = network(send(batch, where))
-    return _checked(logits, items)
+    check(model)
+    with (
+        computing(model, device, precision) as (network, where),
+        counted("evaluation", len(items)) as advance,
+    ):
+        logits = unmasked(network, items, range(len(items)), where, advance, max_batch_bytes)
+    return checked(logits, items)
 
 
 @torch.inference_mode()
@@ -190,62 +158,65 @@ def masked_logits(
     return torch.stack(logits).double()
 
 
-def predict(
-    model: Network,
+def unmasked(
+    network: Network,
     items: LogMelItems,
-    *,
-    tta: int = 0,
-    seed: int = 0,
-    engine: Engine = "shared",
-    device: torch.device | str | None = None,
-    precision: Precision = "float32",
-) -> list[Prediction]:
-    """The class of every item, under its name; arguments and errors as of `probabilities`."""
-    logits = clip_logits(model, items, device=device, precision=precision)
-    p = logits.softmax(dim=1)
-    if tta:
-        p = probabilities(
-            model, items, tta=tta, seed=seed, engine=engine, device=device, precision=precision
-        )
-    return [
-        Prediction(
-            label=model.classes[row.index(max(row))],
-            probabilities=dict(zip(model.classes, row, strict=True)),
-            logits=outputs,
-        )
-        for row, outputs in zip(p.tolist(), logits.tolist(), strict=True)
-    ]
-
-
-def score_clips(
-    model: Network,
-    items: LogMelItems,
-    clips: "ClipList",
-    *,
-    tta: int = 0,
-    seed: int = 0,
-    engine: Engine = "shared",
-    device: torch.device | str | None = None,
-    precision: Precision = "float32",
-) -> dict[int, Scores]:
-    """Scores of a network on a data set, by number of masks: without, and with tta if not 0.
+    indices: range,
+    device: torch.device,
+    advance: Advance,
+    max_batch_bytes: int = MAX_BATCH_BYTES,
+) -> Tensor:
+    """Logits of the items of these indices, still on the device and not looked at.
 
     Args:
-        items: log-mels of the clips.
-        clips: with all their labels, which count the model's classes.
-        model, tta, seed, engine, device, precision: as of `probabilities`.
-
-    Raises:
-        ValueError, UserError: as `probabilities` and `asc.metrics.score`.
+        network, device: of `computing`.
+        advance: called with numbers of clips that are done.
     """
-    labels = [label for label in clips.labels if label is not None]
-    systems = {}
-    for masks in (0, tta) if tta else (0,):
-        p = probabilities(
-            model, items, tta=masks, seed=seed, engine=engine, device=device, precision=precision
-        )
-        systems[masks] = score(p, labels, model.classes, clips.devices)
-    return systems
+    size = batch_size(items[0][0].shape[1], max_batch_bytes) if len(items) else 1
+    logits = _results(network, indices, device)
+    for start in range(0, len(indices), size):
+        chosen = indices[start : start + size]
+        batch = torch.stack([items[index][0] for index in chosen])
+        logits[start : start + size] = network(send(batch, device))
+        advance(len(chosen))
+    return logits
+
+
+def masked(
+    network: Network,
+    items: LogMelItems,
+    indices: range,
+    device: torch.device,
+    advance: Advance,
+    tta: int,
+    seed: int,
+    engine: Engine = "shared",
+    max_batch_bytes: int = MAX_BATCH_BYTES,
+) -> Tensor:
+    """Probabilities of the items of these indices under tta masks; otherwise as `unmasked`."""
+    results = _results(network, indices, device)
+    names = item_names(items) or range(len(items))
+    size = torch.get_num_threads() if _shares(network, device, engine) else 1  # a clip a thread
+    for start in range(0, len(indices), size):
+        chosen = indices[start : start + size]
+        logmels = send(torch.stack([items[index][0] for index in chosen]), device)
+        frames, bins = logmels.shape[2:]
+        drawn = [
+            draw_masks(network.specaugment, tta, frames, bins, seed, names[index])
+            for index in chosen
+        ]
+        totals = torch.zeros_like(results[start : start + size])
+        for stripes in zip(*drawn, strict=True):
+            logits = masked_logits(
+                network, logmels, torch.stack(stripes), engine=engine,
+                max_batch_bytes=max_batch_bytes,
+            )  # fmt: skip
+            for total, of_clip in zip(totals, logits, strict=True):
+                outputs = of_clip.softmax(dim=1).sum(dim=0)
+                total += outputs.where(of_clip.isfinite().all(), torch.nan)
+        results[start : start + size] = totals / tta
+        advance(len(chosen))
+    return results
 
 
 def draw_masks(
@@ -282,18 +253,24 @@ def batch_size(num_frames: int, max_batch_bytes: int) -> int:
     return max(1, max_batch_bytes // (_MAPS_ALIVE * largest_map))
 
 
+def check(model: Network, tta: int = 0, seed: int = 0) -> None:
+    """ValueError for a model in train mode and for arguments out of range."""
+    if tta < 0 or seed < 0:
+        raise ValueError(f"tta and seed must not be negative, got {tta} and {seed}")
+    if model.training:
+        raise ValueError("the model is in train mode: call model.eval(), or model.folded()")
+
+
 def _shares(model: Network, device: torch.device, engine: Engine) -> bool:
     """Whether the shared engine is for this model, here."""
     return engine == "shared" and device.type == "cpu" and isinstance(model, Cnn6Sep)
 
 
 @contextmanager
-def _computing(
+def computing(
     model: Network, device: torch.device | str | None, precision: Precision
 ) -> Iterator[tuple[Network, torch.device]]:
     """The model as it is to compute, and where; PyTorch's switch is set meanwhile."""
-    if model.training:
-        raise ValueError("the model is in train mode: call model.eval(), or model.folded()")
     own = next(model.parameters()).device
     where = own if device is None else torch.empty(0, device=device).device  # "cuda" has no number
     with float32_products(precision):
@@ -316,12 +293,12 @@ def _adapted(model: Network, device: torch.device, precision: Precision) -> Netw
     return model
 
 
-def _results(model: Network, items: LogMelItems, device: torch.device) -> Tensor:
+def _results(network: Network, indices: range, device: torch.device) -> Tensor:
     """Room for a row a clip: on the device, so that nothing waits for it before the end."""
-    return torch.empty(len(items), len(model.classes), dtype=torch.float64, device=device)
+    return torch.empty(len(indices), len(network.classes), dtype=torch.float64, device=device)
 
 
-def _checked(results: Tensor, items: LogMelItems) -> Tensor:
+def checked(results: Tensor, items: LogMelItems) -> Tensor:
     """The results on the CPU; UserError if a row is not finite."""
     results = results.cpu()
     bad = (~results.isfinite().all(dim=1)).nonzero()

@@ -17,15 +17,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from asc.compute import DeviceName
 from asc.errors import UserError
+from asc.progress import Advance
 
 T = TypeVar("T")
-Advance: TypeAlias = Callable[[int], None]
 
 _PATIENCE = 5.0  # seconds that processes have to end by themselves before they are killed
 

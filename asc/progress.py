@@ -1,13 +1,16 @@
 """Progress bars, for people only."""
 
 import os
-from collections.abc import Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeAlias, TypeVar
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress, track
 
 T = TypeVar("T")
+Advance: TypeAlias = Callable[[int], None]  # takes how many more are done
 
 
 def tracked(
@@ -22,7 +25,6 @@ def tracked(
         completed: how many of these were done before.
     """
     console = Console(stderr=True)
-    alone = os.environ.get("RANK", "0") == "0"  # or the first of several processes
     return track(
         items,
         description,
@@ -30,5 +32,18 @@ def tracked(
         completed=completed,
         console=console,
         transient=True,
-        disable=not (console.is_terminal and alone),
+        disable=not _is_seen(console),
     )
+
+
+@contextmanager
+def counted(description: str, total: int) -> Iterator[Advance]:
+    """Inside there is such a bar, which is told how much is done."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not _is_seen(console)) as progress:
+        yield partial(progress.advance, progress.add_task(description, total=total))
+
+
+def _is_seen(console: Console) -> bool:
+    alone = os.environ.get("RANK", "0") == "0"  # or the first of several processes
+    return console.is_terminal and alone

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from asc.cli.options import Cache, Data, Device, Inference, Masks, Seed, TtaEngine, Weights
+from asc.cli.options import Cache, Data, Device, Devices, Inference, Masks, Seed, TtaEngine, Weights
 
 
 def command(
@@ -36,6 +36,7 @@ def command(
         ),
     ] = None,
     device: Device = "auto",
+    devices: Devices = 1,
     precision: Inference = "float32",
     cache: Cache = None,
 ) -> None:
@@ -46,10 +47,12 @@ def command(
     from asc.compute import pick_device
     from asc.data import LogMelDataset, choose_cache, open_dataset
     from asc.files import check_file, is_stdout, write_results
-    from asc.prediction import score_clips
+    from asc.processes import check_devices
     from asc.report.tables import print_tables, score_tables
+    from asc.scoring import score_clips
 
     target = pick_device(device, precision)
+    check_devices(devices, target)
     if json_file is not None:
         check_file(json_file)
     model = load_model(weights, eps=eps)
@@ -70,6 +73,7 @@ def command(
         engine=tta_engine,
         device=target,
         precision=precision,
+        devices=devices,
     )
     taken = json_file is not None and is_stdout(json_file)  # the tables make way
     print_tables(Console(stderr=taken), score_tables(scores, clips.of))

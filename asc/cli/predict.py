@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from asc.cli.options import Device, Inference, Masks, Seed, TtaEngine, Weights
+from asc.cli.options import Device, Devices, Inference, Masks, Seed, TtaEngine, Weights
 
 
 def command(
@@ -20,6 +20,7 @@ def command(
         bool, typer.Option("--json", help="One JSON object a line instead of a table.")
     ] = False,
     device: Device = "auto",
+    devices: Devices = 1,
     precision: Inference = "float32",
 ) -> None:
     """Names the scene of audio files.
@@ -37,15 +38,24 @@ def command(
     from asc.checkpoint import load_model
     from asc.compute import pick_device
     from asc.data import LogMelDataset, audio_files, unlabelled
-    from asc.prediction import predict
+    from asc.processes import check_devices
     from asc.report.tables import prediction_table, print_tables, printable
+    from asc.scoring import predict
 
     target = pick_device(device, precision)
+    check_devices(devices, target)
     model = load_model(weights)
     audio = list(audio_files(audio))
     logmels = LogMelDataset(unlabelled(audio), device=target)
     found = predict(
-        model, logmels, tta=tta, seed=seed, engine=tta_engine, device=target, precision=precision
+        model,
+        logmels,
+        tta=tta,
+        seed=seed,
+        engine=tta_engine,
+        device=target,
+        precision=precision,
+        devices=devices,
     )
     if not as_json:
         print_tables(Console(), [prediction_table(audio, found)])

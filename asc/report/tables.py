@@ -11,7 +11,7 @@ from rich.text import Text
 
 from asc.complexity import LayerRow, Size
 from asc.metrics import Scores
-from asc.prediction import Prediction
+from asc.scoring import Prediction
 
 
 def system_name(masks: int) -> str:

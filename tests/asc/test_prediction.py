@@ -12,9 +12,8 @@ import asc
 from asc import prediction
 from asc.augment import SpecAugment
 from asc.compute import Precision
-from asc.data import Clip, ClipList, LogMelDataset, unlabelled
+from asc.data import LogMelDataset, unlabelled
 from asc.errors import UserError
-from asc.metrics import score
 from asc.model import Cnn6, Cnn6Sep
 from asc.prediction import (
     batch_size,
@@ -22,9 +21,7 @@ from asc.prediction import (
     draw_masks,
     item_names,
     masked_logits,
-    predict,
     probabilities,
-    score_clips,
 )
 from fastsep import SepConvStack
 
@@ -206,7 +203,7 @@ def test_outputs_that_are_not_finite_are_an_error(model: Cnn6Sep, tta: int) -> N
 def test_evaluation_never_waits_for_the_gpu(
     precision: Precision, tta: int, backend: str, monkeypatch: pytest.MonkeyPatch, fake_gpu: FakeGpu
 ) -> None:
-    monkeypatch.setattr(prediction, "_checked", lambda results, _: results)  # waits, in the end
+    monkeypatch.setattr(prediction, "checked", lambda results, _: results)  # waits, in the end
     model = Cnn6Sep(3).folded()
     with fake_gpu(backend) as gpu:
         model.to(gpu.device)
@@ -299,7 +296,7 @@ def test_a_model_elsewhere_is_copied_one_in_place_is_not() -> None:
 def test_by_default_it_computes_where_the_model_is(
     fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prediction, "_checked", lambda results, _: results)
+    monkeypatch.setattr(prediction, "checked", lambda results, _: results)
     model = Cnn6Sep(3).folded()
     with fake_gpu() as gpu:
         model.to(gpu.device)
@@ -313,27 +310,6 @@ def test_the_dense_network_too() -> None:
     with torch.no_grad():
         logits = model(torch.stack([x for x, _ in CLIPS])).double()
     torch.testing.assert_close(p, logits.softmax(1), rtol=1e-5, atol=1e-7)
-
-
-def test_predictions_by_name(model: Cnn6Sep) -> None:
-    for tta in (0, 3):
-        p = probabilities(model, CLIPS, tta=tta, seed=2)
-        logits = clip_logits(model, CLIPS)
-        found = predict(model, CLIPS, tta=tta, seed=2)
-        for row, outputs, prediction_ in zip(p, logits, found, strict=True):
-            assert prediction_.probabilities == dict(zip(model.classes, row.tolist(), strict=True))
-            assert prediction_.label == model.classes[int(row.argmax())]
-            assert prediction_.logits == outputs.tolist()
-
-
-def test_scores_without_and_with_masks(model: Cnn6Sep) -> None:
-    clips = ClipList(model.classes, tuple(Clip(Path("x"), label, "a") for _, label in CLIPS))
-    scores = score_clips(model, CLIPS, clips, tta=3, seed=1)
-    labels = [label for _, label in CLIPS]
-    for masks in (0, 3):
-        p = probabilities(model, CLIPS, tta=masks, seed=1)
-        assert scores[masks] == score(p, labels, model.classes, ["a"] * len(CLIPS))
-    assert score_clips(model, CLIPS, clips) == {0: scores[0]}
 
 
 def test_public_name() -> None:

@@ -15,6 +15,7 @@ Wav = Callable[..., Path]
     [
         (("evaluate", "w", "d", "--split", "test"), "--split"),
         (("evaluate", "w", "d", "--precision", "tf32", "--device", "cpu"), "tf32"),
+        (("evaluate", "w", "d", "--devices", "0"), "--devices"),
         (("evaluate", "w", "d", "--json", "/no/such/folder/x.json"), "/no/such/folder/x.json"),
         (("evaluate", "w", "d", "--json", "/proc/x.json"), "/proc/x.json"),
         (("evaluate", "w", "d", "--json", "."), "is a folder"),
@@ -47,6 +48,16 @@ def test_scores_to_standard_output(classes: tuple[Path, Path], asc_: Asc) -> Non
     assert code == 0
     assert json.loads(output)["results"][0]["count"] == 2
     assert "By class" in error
+
+
+def test_devices_share_the_clips(classes: tuple[Path, Path], asc_: Asc) -> None:
+    answers = [
+        asc_("evaluate", *classes, "--tta", 2, "--device", "cpu", "--devices", n, "--json", "-")
+        for n in (1, 2)
+    ]
+    assert answers[0][0] == 0 and answers[0] == answers[1]
+    results = json.loads(answers[0][1])["results"]
+    assert [scores["tta"] for scores in results] == [0, 2]
 
 
 def test_scores_are_seen_and_kept_where_the_file_cannot_be_written(

@@ -44,6 +44,10 @@ def test_predict(
     assert output == asc_("predict", weights, *files, "--json", "--tta", 3, "--seed", 4)[1]
     assert output != asc_("predict", weights, *files, "--json", "--tta", 3, "--seed", 5)[1]
 
+    options = ("--json", "--tta", 3, "--device", "cpu", "--devices")
+    one, two = (asc_("predict", weights, *files, *options, devices) for devices in (1, 2))
+    assert one[0] == 0 and one == two
+
     rounded = asc_("predict", weights, *files, "--json", "--precision", "bf16")[1]
     for line, result in zip(rounded.splitlines(), results, strict=True):
         assert json.loads(line)["logits"] == pytest.approx(result["logits"], rel=0.05, abs=0.01)
@@ -123,6 +127,7 @@ def test_predict_prints_nothing_unless_all_files_are_good(
         (("predict", "w"), "audio"),
         (("predict", "w", "a", "--device", "abacus"), "--device"),
         (("predict", "w", "a", "--precision", "tf32", "--device", "cpu"), "tf32"),
+        (("predict", "w", "a", "--devices", "0"), "--devices"),
     ],
 )
 def test_bad_arguments(arguments: tuple[str, ...], part: str, rejects: Rejects) -> None:

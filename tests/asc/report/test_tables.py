@@ -8,7 +8,6 @@ from rich.table import Table
 
 from asc.complexity import LayerRow, Size
 from asc.metrics import score
-from asc.prediction import Prediction
 from asc.report.tables import (
     complexity_table,
     prediction_table,
@@ -16,6 +15,7 @@ from asc.report.tables import (
     score_tables,
     size_lines,
 )
+from asc.scoring import Prediction
 
 P = np.array([[0.5, 0.5, 0], [0.2, 0.8, 0]])
 

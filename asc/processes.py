@@ -102,7 +102,7 @@ def run(
         What `work` returned, in order.
 
     Raises:
-        UserError: a process was killed, or something cannot be pickled.
+        UserError: a process was killed, something cannot be pickled, or shared memory is too small.
         KeyboardInterrupt: here or in one of them; all are gone then.
         Exception: what was raised in a process; the likely cause, if several raised.
     """
@@ -193,6 +193,13 @@ def _start(process: BaseProcess) -> None:
         raise UserError(f"the data cannot be given to other processes: {error}") from error
     except BrokenPipeError as error:
         raise UserError("a process ended while it was started") from error
+    except RuntimeError as error:
+        if "shared memory" not in str(error):
+            raise
+        raise UserError(
+            "the data does not fit into shared memory, where processes are given it; containers "
+            "have little (docker run --shm-size gives more), and one device needs none"
+        ) from error
 
 
 def _wait(processes: list[BaseProcess]) -> None:

@@ -60,6 +60,19 @@ def test_what_cannot_be_given_to_processes(tmp_path: Path) -> None:
     assert all(is_gone(pid) for pid in pids(tmp_path))
 
 
+class Huge:
+    """What does not fit, in PyTorch's words."""
+
+    def __reduce__(self) -> Any:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: Success (0)")
+
+
+def test_what_does_not_fit_into_shared_memory(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"does not fit into shared memory.*--shm-size"):
+        run(end, [(tmp_path, "wait"), (tmp_path, Huge())])
+    assert all(is_gone(pid) for pid in pids(tmp_path))
+
+
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGKILL])
 def test_processes_end_with_who_started_them(by: signal.Signals, tmp_path: Path) -> None:
     code = (

@@ -7,7 +7,7 @@ The interpreter stands in for the CPU kernels of a whole process, so there the t
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +28,17 @@ on_a_device = pytest.mark.skipif(not (CUDA or interpreted()), reason="run in a c
 DEVICE = "cuda" if CUDA else "cpu"
 
 
-@pytest.fixture(scope="module")
-def children() -> Iterator[dict[Path, subprocess.Popen[str]]]:
-    """One process a file, all at once."""
+@pytest.mark.skipif(CUDA or interpreted(), reason="the tests run here and now")
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_under_the_interpreter(file: Path) -> None:
     root = TESTS.parent
     environment = {"FASTSEP_BACKEND": "triton", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--rootdir", str(root),
-               "-p", "no:cacheprovider", "-W", "ignore", "-m", "interpreted"]  # fmt: skip
-    started = {
-        file: subprocess.Popen(
-            [*command, str(file)], env={**os.environ, **environment}, cwd=root,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for file in FILES
-    }  # fmt: skip
-    yield started
-    for child in started.values():
-        child.kill()
-
-
-@pytest.mark.skipif(CUDA or interpreted(), reason="the tests run here and now")
-@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
-def test_under_the_interpreter(file: Path, children: dict[Path, subprocess.Popen[str]]) -> None:
-    said, _ = children[file].communicate()
-    assert children[file].returncode == 0, said[-6000:]
+               "-p", "no:cacheprovider", "-W", "ignore", "-m", "interpreted", file]  # fmt: skip
+    child = subprocess.run(command, env=os.environ | environment, cwd=root, capture_output=True,
+                           text=True)  # fmt: skip
+    said = child.stdout + child.stderr
+    assert child.returncode == 0, said[-6000:]
     assert " passed" in said
 
 

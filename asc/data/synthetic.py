@@ -24,6 +24,7 @@ from asc.errors import UserError
 from asc.files import check_folder
 from asc.progress import tracked
 from asc.task import DEVICES, SAMPLE_RATE, SCENES
+from asc.threads import in_threads
 
 Array = NDArray[np.float32]
 
@@ -191,11 +192,16 @@ def _plan(clips_per_scene: int, seed: int) -> Iterator[_Plan]:
 
 def _write_into(root: Path, clips_per_scene: int, samples: int, seed: int) -> None:
     plans = list(_plan(clips_per_scene, seed))
-    for plan in tracked(plans, "synthetic scenes"):
+
+    def write(plan: _Plan) -> None:
         audio = synthesize(plan.scene, plan.device, (seed, plan.place, plan.segment), samples)
         buffer = io.BytesIO()  # libsndfile calls a full disk a "System error"
         soundfile.write(buffer, audio, SAMPLE_RATE, format="WAV", subtype="PCM_24")
         (root / "audio" / f"{plan.name}.wav").write_bytes(buffer.getbuffer())
+
+    with in_threads(write, plans) as written:
+        for _ in tracked(written, "synthetic scenes", total=len(plans)):
+            pass
 
     def write_table(name: str, header: list[str], rows: list[list[str]]) -> None:
         with (root / name).open("w", newline="", encoding="utf-8") as file:

@@ -1,27 +1,14 @@
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from asc import demo
-from asc.data import LogMelDataset, unlabelled
-from asc.demo import SHORT_FRAMES, Shortened, conclusion, next_commands, run
+from asc.demo import conclusion, next_commands, run
 from asc.errors import UserError
 from asc.metrics import score
 from asc.speed import Speed
-
-
-def test_clips_are_cut_to_what_was_not_repeated(tmp_path: Path, wav: Callable[..., Path]) -> None:
-    logmels = LogMelDataset(unlabelled([wav(tmp_path / "a.wav", seconds=2.0)]))
-    short = Shortened(logmels)
-    assert len(short) == 1
-    logmel, label = short[0]
-    assert logmel.shape == (1, SHORT_FRAMES, 256) and label == -1
-    assert SHORT_FRAMES == 1 + 88_200 // 1024
-    assert torch.equal(logmel, logmels[0][0][:, :SHORT_FRAMES])
 
 
 def test_the_conclusion_is_what_came_out() -> None:

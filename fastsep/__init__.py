@@ -9,6 +9,7 @@ you already have, `backends` says what runs here and why.
 import getpass
 import os
 
+from fastsep.audio import SparseFilters, log_mel, sparse_filters
 from fastsep.batchnorm import batch_norm_affine
 from fastsep.checks import BatchNormBlockParameters, BlockParameters
 from fastsep.folding import fold_batchnorm
@@ -34,18 +35,21 @@ __all__ = [
     "SepConv2d",
     "SepConvBlock",
     "SepConvStack",
+    "SparseFilters",
     "__version__",
     "backends",
     "batch_norm_affine",
     "fold_batchnorm",
     "fuse",
     "global_pool_mlp",
+    "log_mel",
     "sep_conv2d",
     "sep_conv2d_block",
     "sep_conv2d_bn_block",
     "sep_conv2d_bn_stack",
     "sep_conv2d_masked_stack",
     "sep_conv2d_stack",
+    "sparse_filters",
     "unfuse",
     "use_backend",
 ]

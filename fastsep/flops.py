@@ -94,6 +94,10 @@ def head_flop(x: Shape, weight: list[Shape], *_: Any, **__: Any) -> int:
     return sum(2 * x[0] * math.prod(layer) for layer in weight)
 
 
+def log_mel_flop(spectrum: Shape, bands: Shape, weights: Shape, *_: Any, **__: Any) -> int:
+    return 2 * spectrum[0] * spectrum[2] * weights[0]
+
+
 FORMULAS = {
     operators.sep_conv2d: conv_flop,
     operators.sep_conv2d_backward: conv_backward_flop,
@@ -104,6 +108,7 @@ FORMULAS = {
     operators.sep_conv2d_bn_stack: bn_stack_flop,
     operators.sep_conv2d_bn_stack_backward: bn_stack_backward_flop,
     operators.global_pool_mlp: head_flop,
+    operators.log_mel: log_mel_flop,
 }
 
 

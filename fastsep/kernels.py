@@ -27,6 +27,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
     "sep_conv2d_bn_stack": ("cpu",),
     "sep_conv2d_bn_stack_backward": ("cpu",),
     "global_pool_mlp": ("cpu",),
+    "log_mel": ("cpu",),
 }
 
 
@@ -202,6 +203,17 @@ def _warn() -> None:
     )
 
 
+def _taken(device: torch.device) -> str:
+    """The type of device whose tensors are taken: that of `device`, unless one is forced."""
+    gpu = "cpu" if interpreted() else "cuda"
+    return {"cpu": "cpu", "triton": gpu, "cuda": "cuda"}.get(_forced or "", device.type)
+
+
+def takes(device: torch.device) -> bool:
+    """Whether the backend that is forced, if one is, takes tensors on `device`."""
+    return device.type == _taken(device)
+
+
 def select(device: torch.device) -> str:
     """The backend for tensors on `device`.
 
@@ -214,12 +226,10 @@ def select(device: torch.device) -> str:
         if _to_warn and device.type == "cpu" and not torch.compiler.is_compiling():
             _warn()
         return "triton" if device.type == "cuda" and _has_triton else "reference"
-    gpu = "cpu" if interpreted() else "cuda"
-    needs = {"cpu": "cpu", "triton": gpu, "cuda": "cuda"}.get(_forced, device.type)
-    if device.type != needs:
+    if not takes(device):
         raise ValueError(
-            f"backend {_forced!r} is forced but takes {needs} tensors, got one on {device}; "
-            "call use_backend(None) to choose by device"
+            f"backend {_forced!r} is forced but takes {_taken(device)} tensors, got one on "
+            f"{device}; call use_backend(None) to choose by device"
         )
     return _forced
 

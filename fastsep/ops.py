@@ -22,7 +22,7 @@ from fastsep.dispatch import (
 )
 from fastsep.kernels import KERNELS, gpu_kernels, interpreted, vector_bytes
 from fastsep.layouts import in_format_of, new_map
-from fastsep.reference import global_pool_mlp, load
+from fastsep.reference import global_pool_mlp, load, log_mel
 
 _WEIGHTS = "Tensor x, Tensor pointwise, Tensor time_taps, Tensor freq_taps"
 _GRADIENTS = "(Tensor, Tensor, Tensor, Tensor, Tensor)"  # of x, pointwise, both taps and bias
@@ -68,6 +68,7 @@ library.define(
     "-> (Tensor dx, Tensor[] gradients, Tensor d_scale, Tensor d_shift)"
 )
 library.define("global_pool_mlp(Tensor x, Tensor[] weight, Tensor[] bias) -> Tensor")
+library.define("log_mel(Tensor spectrum, Tensor bands, Tensor weights) -> Tensor")
 
 
 # Shapes and layouts, for tracing.
@@ -142,6 +143,11 @@ def _(
 @_fake("global_pool_mlp")
 def _(x: Tensor, weight: list[Tensor], bias: list[Tensor]) -> Tensor:
     return x.new_empty(x.shape[0], weight[-1].shape[0] if weight else x.shape[1])
+
+
+@_fake("log_mel")
+def _(spectrum: Tensor, bands: Tensor, weights: Tensor) -> Tensor:
+    return weights.new_empty(spectrum.shape[0], spectrum.shape[2], bands.shape[0])
 
 
 @_fake("sep_conv2d_bn_stack")
@@ -383,6 +389,17 @@ def _global_pool_mlp(x: Tensor, weight: list[Tensor], bias: list[Tensor]) -> Ten
 
 
 library.impl("global_pool_mlp", _global_pool_mlp, "Autograd")
+
+
+def _log_mel(spectrum: Tensor, bands: Tensor, weights: Tensor) -> Tensor:
+    """As above."""
+    if torch.is_grad_enabled() and needs_gradients((spectrum, weights)):
+        return log_mel(spectrum, bands, weights)
+    with below_autograd():
+        return operators.log_mel(spectrum, bands, weights)
+
+
+library.impl("log_mel", _log_mel, "Autograd")
 
 
 # Autocast: the floating inputs are cast to autocast's dtype, as those of a convolution are.

@@ -1,4 +1,4 @@
-"""The operator, block, stacks and head in plain PyTorch: what every kernel must compute.
+"""The operator, block, stacks, head and log-mel in plain PyTorch: what every kernel must compute.
 
 Shapes: x (N, Cin, T, F); pointwise (Cout, Cin); time_taps and freq_taps (Cout, 3); bias (Cout,).
 Sizes may be zero. float16 and bfloat16 are computed in float32 and rounded once.
@@ -167,6 +167,26 @@ def global_pool_mlp(x: Tensor, weight: Sequence[Tensor], bias: Sequence[Tensor])
     for i, (w, b) in enumerate(zip(weight, bias, strict=True)):
         y = F.linear(torch.relu(y) if i > 0 else y, w.to(wide), b.to(wide))
     return y.to(x.dtype)
+
+
+def log_mel(spectrum: Tensor, bands: Tensor, weights: Tensor) -> Tensor:
+    """Power of a complex spectrum (N, F, T), filters over its bins, 10 log10(max(S, 1e-10)):
+    (N, T, M).
+
+    bands: integers (M, 2), the bins of each filter, from start to before stop. weights: (W,) those
+    of each filter's bins, filter after filter. What is in no band of a filter is not in its sum.
+    """
+    start, stop = bands.long().unbind(1)
+    sizes = stop - start
+    filters = torch.repeat_interleave(
+        torch.arange(len(bands), device=bands.device), sizes, output_size=len(weights)
+    )
+    first = sizes.cumsum(0) - sizes  # of each filter's weights
+    bins = torch.arange(len(weights), device=bands.device) + (start - first)[filters]
+    power = spectrum.real.square() + spectrum.imag.square()
+    terms = power.transpose(1, 2)[:, :, bins] * weights
+    sums = terms.new_zeros(*terms.shape[:2], len(bands)).index_add(2, filters, terms)
+    return 10 * sums.clamp(min=1e-10).log10()
 
 
 def _relu_pool(y: Tensor, pool: int) -> Tensor:

@@ -124,6 +124,24 @@ struct HeadKernels {
   void (*run)(const Head&, void* scratch, int64_t clip);
 };
 
+// Log-mels: of a spectrum the power, filters over its bins, decibels.
+struct LogMel {
+  // Frames of pairs (real, imaginary), bin after bin; strides in floats.
+  const float* spectrum;
+  int64_t clip_stride, frame_stride;
+  int64_t frames, bins;
+  const int32_t* bands;  // (filters, 2): each filter's bins, from start to before stop
+  const float* weights;  // those of each filter's bins, filter after filter
+  int64_t filters;
+  float* y;  // (N, frames, filters), contiguous
+};
+
+struct LogMelKernels {
+  int64_t (*groups)(const LogMel&);  // of neighbouring frames, into which a clip is cut
+  size_t (*scratch_bytes)(const LogMel&);
+  void (*run)(const LogMel&, void* scratch, int64_t clip, int64_t group);
+};
+
 // A block in training: batch norm, of the batch or frozen, between the cross and ReLU. What
 // backward needs of a block is kept as blocked rows; see parts/kept.h.
 struct TrainBlock {
@@ -187,6 +205,7 @@ struct Kernels {
   const GradientKernels& (*gradient)(const Gradient&);
   const TrainKernels& (*train)(const Train&);
   const HeadKernels& (*head)(const Head&);
+  const LogMelKernels& (*logmel)(const LogMel&);
 };
 
 const Kernels& kernels_avx512bf16();

@@ -53,4 +53,6 @@ TrainGradients sep_conv2d_bn_stack_backward(
 
 Tensor global_pool_mlp(Tensor x, std::vector<Tensor> weight, std::vector<Tensor> bias);
 
+Tensor log_mel(Tensor spectrum, Tensor bands, Tensor weights);
+
 }  // namespace fastsep

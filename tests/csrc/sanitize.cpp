@@ -435,6 +435,37 @@ void head(const Kernels& kernels, DType dtype, size_t size) {
   for (int64_t clip = 0; clip < n; ++clip) k.run(job, scratch.data, clip);
 }
 
+void logmel(const Kernels& kernels) {
+  const int64_t n = draw(1, 3), t = draw(1, 40), f = draw(1, 70), filters = draw(0, 40);
+  const size_t bytes = size_t(n * t * f) * 2 * sizeof(float);
+  const Buffer spectrum(bytes);
+  fill(spectrum, bytes, sizeof(float));
+  spoil(spectrum, bytes, sizeof(float));
+  std::vector<int32_t> bands;
+  int64_t total = 0;
+  for (int64_t m = 0; m < filters; ++m) {
+    const int64_t start = draw(0, f), stop = draw(start, f);
+    bands.insert(bands.end(), {int32_t(start), int32_t(stop)});
+    total += stop - start;
+  }
+  const Buffer weights(size_t(total) * sizeof(float)), y(size_t(n * t * filters) * sizeof(float));
+  fill(weights, size_t(total) * sizeof(float), sizeof(float));
+  const LogMel job{static_cast<const float*>(spectrum.data),
+                   2 * t * f,
+                   2 * f,
+                   t,
+                   f,
+                   bands.data(),
+                   static_cast<const float*>(weights.data),
+                   filters,
+                   static_cast<float*>(y.data)};
+  const LogMelKernels& k = kernels.logmel(job);
+  const Buffer scratch(padded(k.scratch_bytes(job)));
+  for (int64_t clip = 0; clip < n; ++clip) {
+    for (int64_t group = 0; group < k.groups(job); ++group) k.run(job, scratch.data, clip, group);
+  }
+}
+
 }  // namespace
 
 int main(int, char** argv) {
@@ -467,6 +498,8 @@ int main(int, char** argv) {
         head(*kernels, dtype, size);
         runs += size > 2 ? 4 : 3;
       }
+      logmel(*kernels);
+      ++runs;
     }
   }
   std::printf("%d in spans together, %d with separate taps, %d runs\n", together, separate, runs);

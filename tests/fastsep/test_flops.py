@@ -57,6 +57,12 @@ def test_the_head_counts_its_linear_layers(cpu_kernels: None) -> None:
     assert total == 2 * 5 * (7 * 4 + 3 * 7)
 
 
+def test_a_log_mel_counts_its_filters(cpu_kernels: None) -> None:
+    spectrum, filters = torch.ones(3, 9, 7, dtype=torch.complex64), torch.eye(9)[:, 2:6]
+    total = counted(lambda: fastsep.log_mel(spectrum, fastsep.sparse_filters(filters)))
+    assert total == 2 * 3 * 7 * 4
+
+
 @pytest.mark.parametrize("needs_x", [True, False])
 def test_a_backward_counts_what_it_computes_again(cpu_kernels: None, needs_x: bool) -> None:
     x = torch.ones(3, 2, 17, 15, requires_grad=needs_x)

@@ -1,8 +1,9 @@
 """`python -m benchmarks --out DIR`: runs the suites and writes the report.
 
 They run twice: with the allocator tuned (glibc told to keep freed memory, without which page faults
-on fresh maps dominate PyTorch's time) and, for whole networks, as installed. Close everything else
-first. Inference takes about 12 minutes, `--training` an hour: PyTorch's steps are slow.
+on fresh maps dominate PyTorch's time) and, for the front end and whole networks, as installed.
+Close everything else first. Inference takes about 12 minutes, `--training` an hour: PyTorch's steps
+are slow.
 """
 
 import argparse
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--training", action="store_true", help="training steps, not inference")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    tuned, installed, name = INFERENCE, ["test_network.py"], "benchmarks"
+    tuned, installed, name = INFERENCE, ["test_frontend.py", "test_network.py"], "benchmarks"
     if arguments.training:
         tuned, installed, name = (
             ["test_training.py"],

@@ -6,8 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
 
+import asc.features
+import fastsep
 from asc.data.audio import load_clip
 from asc.features import LogMel
 from asc.task import CLIP_SAMPLES, HOP, N_FFT, N_MELS, SAMPLE_RATE
@@ -54,6 +57,81 @@ def test_matches_a_float64_reference() -> None:
     np.testing.assert_allclose(logmel[0, 0].numpy(), reference_logmel(waveform.numpy()), atol=1e-2)
 
 
+def by_torchaudio(front_end: LogMel, waveform: Tensor) -> Tensor:
+    return front_end.to_db(front_end.mel(waveform)).transpose(1, 2).unsqueeze(1)
+
+
+def tone(samples: int) -> Tensor:
+    """Most bins hold nothing but what rounding leaves of it."""
+    return torch.sin(0.3 * torch.arange(samples))[None]
+
+
+@pytest.mark.parametrize("samples", [1025, 2048, 20_001, CLIP_SAMPLES])
+@pytest.mark.parametrize(
+    "draw", [lambda n: 0.1 * torch.randn(2, n), tone, lambda n: 1e-6 * torch.randn(1, n)]
+)
+def test_one_pass_and_torchaudio_are_as_far_from_float64(
+    draw: Callable[[int], Tensor], samples: int
+) -> None:
+    """Their FFT is the same, to the bit; after it only the order of a few sums differs."""
+    waveform, front_end = draw(samples), LogMel()
+    exact = by_torchaudio(LogMel().double(), waveform.double())
+    actual, expected = front_end(waveform), by_torchaudio(front_end, waveform)
+    assert (actual - expected).abs().max() < 1e-4  # 40 roundings of 6e-8, and of 200 dB
+    errors = [(x - exact).abs().max() for x in (actual, expected)]
+    assert errors[0] <= errors[1] + 1e-4
+
+
+def test_the_spectrum_is_that_of_torch_stft() -> None:
+    """The padding is made another way."""
+    waveform, front_end = torch.randn(3, 5000), LogMel()
+    window = torch.hann_window(N_FFT)
+    expected = torch.stft(waveform, N_FFT, HOP, window=window, return_complex=True)
+    assert torch.equal(front_end._spectrum(waveform), expected)
+
+
+@pytest.fixture
+def one_pass(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The spectra that fastsep's pass was given."""
+    seen: list[Tensor] = []
+
+    def counted(spectrum: Tensor, *args: Any) -> Tensor:
+        seen.append(spectrum)
+        return fastsep.log_mel(spectrum, *args)
+
+    monkeypatch.setattr(asc.features, "log_mel", counted)
+    return seen
+
+
+def test_gradients_are_torchaudios(one_pass: list[Tensor]) -> None:
+    waveform, front_end = torch.randn(1, 5000).requires_grad_(), LogMel()
+    front_end(waveform).sum().backward()
+    actual, waveform.grad = waveform.grad, None
+    by_torchaudio(front_end, waveform).sum().backward()
+    assert actual is not None and waveform.grad is not None
+    assert torch.equal(actual, waveform.grad)
+    assert not one_pass
+    with torch.no_grad():
+        front_end(waveform)
+    assert len(one_pass) == 1
+
+
+def test_a_module_of_another_dtype_or_device_is_torchaudios(one_pass: list[Tensor]) -> None:
+    waveform = torch.randn(1, 5000)
+    assert LogMel().double()(waveform).dtype == torch.float64
+    assert not one_pass
+    assert LogMel().double().float()(waveform).dtype == torch.float32
+    assert len(one_pass) == 1
+
+
+def test_the_filters_are_torchaudios() -> None:
+    front_end = LogMel()
+    expected = fastsep.sparse_filters(front_end.mel.mel_scale.fb)
+    assert len(expected.weights) == 2030  # of 262 400: two a bin
+    for actual, filters in zip(front_end._filters, expected, strict=True):
+        assert torch.equal(actual, filters)
+
+
 def test_clip_has_431_frames_and_silence_is_the_floor() -> None:
     logmel = LogMel()(torch.zeros(2, CLIP_SAMPLES))
     assert logmel.shape == (2, 1, 431, 256)
@@ -65,6 +143,21 @@ def test_batch_equals_singles() -> None:
     front_end = LogMel()
     singles = torch.cat([front_end(row) for row in waveform])
     torch.testing.assert_close(front_end(waveform), singles, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("shape", [(0, 5000), (0, 0)])
+def test_no_clip(shape: tuple[int, int]) -> None:
+    if shape[1]:
+        assert LogMel()(torch.empty(shape)).shape == (0, 1, 5, 256)
+    else:
+        with pytest.raises(ValueError, match="1025"):
+            LogMel()(torch.empty(shape))
+
+
+def test_a_view_of_any_strides() -> None:
+    wide = torch.randn(5000, 2)
+    assert torch.equal(LogMel()(wide.T), LogMel()(wide.T.contiguous()))
+    assert torch.equal(LogMel()(wide[:, 1]), LogMel()(wide[:, 1].contiguous()))
 
 
 def test_no_state() -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchaudio.functional import resample
 
+from asc.data.wav import read_plain_wav
 from asc.errors import UserError, note
 from asc.features import is_bounded
 from asc.task import CLIP_SAMPLES, N_FFT, SAMPLE_RATE
@@ -51,14 +52,7 @@ def read_audio(path: str | Path, *, max_seconds: float | None = None) -> Tensor:
             raise UserError(f"{path}: is a directory, expected an audio file")
         if not path.is_file():
             raise UserError(f"{path}: no such file")
-        # Bytes: soundfile encodes strings, which not all names and locales allow.
-        with soundfile.SoundFile(os.fsencode(path)) as file:
-            rate, log = file.samplerate, file.extra_info
-            frames = -1 if max_seconds is None else math.ceil(max_seconds * rate)
-            if file.frames == _UNKNOWN:
-                samples = _read_streamed(file, frames)
-            else:
-                samples = file.read(frames, dtype="float32", always_2d=True)
+        rate, samples, log = _read(path, max_seconds)
     # TypeError: soundfile wants extra arguments for headerless .raw files.
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         reason = getattr(error, "error_string", "") or str(error)
@@ -66,7 +60,8 @@ def read_audio(path: str | Path, *, max_seconds: float | None = None) -> Tensor:
     if samples.size == 0:
         raise UserError(f"{path}: holds no audio samples")
 
-    waveform = torch.from_numpy(samples).mean(dim=1)
+    waveform = torch.from_numpy(samples)
+    waveform = waveform.mean(dim=1) if waveform.dim() > 1 else waveform
     if not is_bounded(waveform):
         raise UserError(f"{path}: holds NaN, infinite or huge samples")
     _note_oddities(path, waveform, log)
@@ -89,14 +84,16 @@ def fit_length(waveform: Tensor, samples: int = CLIP_SAMPLES) -> Tensor:
     clip has and the network's pooling over time would see.
 
     Args:
-        waveform: (length,), at least one sample.
+        waveform: (length,), at least one sample; the result shares its memory if it is long enough.
 
     Raises:
         ValueError: not one-dimensional, or empty.
     """
     if waveform.ndim != 1 or waveform.shape[0] == 0:
         raise ValueError(f"waveform must be (samples,) and not empty, got {tuple(waveform.shape)}")
-    return waveform.repeat(math.ceil(samples / waveform.shape[0]))[:samples]
+    if waveform.shape[0] < samples:
+        waveform = waveform.repeat(math.ceil(samples / waveform.shape[0]))
+    return waveform[:samples]
 
 
 def load_clip(path: str | Path) -> Tensor:
@@ -105,6 +102,23 @@ def load_clip(path: str | Path) -> Tensor:
     See `read_audio` for what is read and raised, `fit_length` for shorter files.
     """
     return fit_length(read_audio(path, max_seconds=CLIP_SAMPLES / SAMPLE_RATE))
+
+
+def _read(path: Path, max_seconds: float | None) -> tuple[int, NDArray[np.float32], str]:
+    """(sample rate, samples with or without channels, libsndfile's log)."""
+
+    def frames(rate: int) -> int:
+        return -1 if max_seconds is None else math.ceil(max_seconds * rate)
+
+    plain = read_plain_wav(path, frames(SAMPLE_RATE))
+    if plain is not None:
+        return SAMPLE_RATE, plain, ""
+    # Bytes: soundfile encodes strings, which not all names and locales allow.
+    with soundfile.SoundFile(os.fsencode(path)) as file:
+        rate, log = file.samplerate, file.extra_info
+        if file.frames == _UNKNOWN:
+            return rate, _read_streamed(file, frames(rate)), log
+        return rate, file.read(frames(rate), dtype="float32", always_2d=True), log
 
 
 def _read_streamed(file: soundfile.SoundFile, frames: int) -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ import threading
 import pytest
 import torch
 
-from asc.threads import in_threads
+from asc.threads import in_threads, thread_pool
 
 
 def test_results_come_in_order_from_a_thread_a_core() -> None:
@@ -19,6 +19,19 @@ def test_results_come_in_order_from_a_thread_a_core() -> None:
     with in_threads(function, range(4 * cores)) as results:
         assert list(results) == [(i * i, 1) for i in range(4 * cores)]
     assert torch.get_num_threads() == before
+
+
+def test_meanwhile_the_caller_has_all_its_threads() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with thread_pool() as pool:
+            assert torch.get_num_threads() == 3
+            seen = [pool.submit(torch.get_num_threads).result() for _ in range(20)]
+            assert seen == [1] * 20
+            assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("where", ["function", "block"])

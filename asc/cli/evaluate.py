@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from asc.cli.options import Cache, Data, Device, Devices, Inference, Masks, Seed, TtaEngine, Weights
+from asc.cli.options import Data, Device, Devices, Inference, Masks, Seed, TtaEngine, Weights
 
 
 def command(
@@ -38,14 +38,20 @@ def command(
     device: Device = "auto",
     devices: Devices = 1,
     precision: Inference = "float32",
-    cache: Cache = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that keeps the log-mels for the next time; without one they are computed "
+            "as they are needed."
+        ),
+    ] = None,
 ) -> None:
     """Scores a network on a data set: overall, by class and by device."""
     from rich.console import Console
 
     from asc.checkpoint import load_model
     from asc.compute import pick_device
-    from asc.data import LogMelDataset, choose_cache, open_dataset
+    from asc.data import open_dataset, open_logmels
     from asc.files import check_file, is_stdout, write_results
     from asc.processes import check_devices
     from asc.report.tables import print_tables, score_tables
@@ -63,18 +69,18 @@ def command(
             "for data that was not trained on, --split all scores all of them",
             file=sys.stderr,
         )
-    logmels = LogMelDataset(clips, choose_cache(len(clips), cache), target)
-    scores = score_clips(
-        model,
-        logmels,
-        clips,
-        tta=tta,
-        seed=seed,
-        engine=tta_engine,
-        device=target,
-        precision=precision,
-        devices=devices,
-    )
+    with open_logmels(clips, cache, target) as logmels:
+        scores = score_clips(
+            model,
+            logmels,
+            clips,
+            tta=tta,
+            seed=seed,
+            engine=tta_engine,
+            device=target,
+            precision=precision,
+            devices=devices,
+        )
     taken = json_file is not None and is_stdout(json_file)  # the tables make way
     print_tables(Console(stderr=taken), score_tables(scores, clips.of))
     if json_file is not None:

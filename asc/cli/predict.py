@@ -37,7 +37,7 @@ def command(
 
     from asc.checkpoint import load_model
     from asc.compute import pick_device
-    from asc.data import LogMelDataset, audio_files, unlabelled
+    from asc.data import audio_files, open_logmels, unlabelled
     from asc.processes import check_devices
     from asc.report.tables import prediction_table, print_tables, printable
     from asc.scoring import predict
@@ -46,17 +46,17 @@ def command(
     check_devices(devices, target)
     model = load_model(weights)
     audio = list(audio_files(audio))
-    logmels = LogMelDataset(unlabelled(audio), device=target)
-    found = predict(
-        model,
-        logmels,
-        tta=tta,
-        seed=seed,
-        engine=tta_engine,
-        device=target,
-        precision=precision,
-        devices=devices,
-    )
+    with open_logmels(unlabelled(audio), device=target) as logmels:
+        found = predict(
+            model,
+            logmels,
+            tta=tta,
+            seed=seed,
+            engine=tta_engine,
+            device=target,
+            precision=precision,
+            devices=devices,
+        )
     if not as_json:
         print_tables(Console(), [prediction_table(audio, found)])
         return

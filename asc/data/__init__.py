@@ -5,6 +5,7 @@ from asc.data.clips import Clip, ClipList, unlabelled
 from asc.data.folders import read_folders
 from asc.data.layouts import audio_files, open_dataset
 from asc.data.logmels import LogMelDataset, choose_cache
+from asc.data.stream import LogMelStream, open_logmels
 from asc.data.synthetic import write_synthetic
 from asc.data.tau import Split, read_tau
 
@@ -12,12 +13,14 @@ __all__ = [
     "Clip",
     "ClipList",
     "LogMelDataset",
+    "LogMelStream",
     "Split",
     "audio_files",
     "choose_cache",
     "fit_length",
     "load_clip",
     "open_dataset",
+    "open_logmels",
     "read_audio",
     "read_folders",
     "read_tau",

@@ -92,8 +92,7 @@ class LogMelDataset(Dataset[tuple[Tensor, int]]):
         clips, front_end = self.clips, LogMel().to(self._device)
 
         def compute(index: int) -> Rows:
-            waveform = send(load_clip(clips[index].path), self._device)
-            return front_end(waveform)[0, 0].cpu().numpy()
+            return clip_logmel(front_end, clips[index].path, self._device)[0].numpy()
 
         if self._cache is None or not len(clips):
             return torch.from_numpy(_in_memory(len(clips), compute)).unsqueeze(1)
@@ -106,6 +105,14 @@ class LogMelDataset(Dataset[tuple[Tensor, int]]):
                 "folder for it: --cache FOLDER"
             ) from error
         return torch.from_numpy(rows).unsqueeze(1)
+
+
+def clip_logmel(front_end: LogMel, path: Path, device: torch.device) -> Tensor:
+    """The log-mel of the first 10 s of a file: (1, 431, 256) on the CPU.
+
+    front_end: on the device where to compute.
+    """
+    return front_end(send(load_clip(path), device))[0].cpu()
 
 
 def choose_cache(clips: int, asked: Path | None = None) -> Path | None:

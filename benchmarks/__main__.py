@@ -2,7 +2,7 @@
 
 They run twice: with the allocator tuned (glibc told to keep freed memory, without which page faults
 on fresh maps dominate PyTorch's time) and, for the front end and whole networks, as installed.
-Close everything else first. Inference takes about 12 minutes, `--training` an hour: PyTorch's steps
+Close everything else first. Inference takes about 15 minutes, `--training` an hour: PyTorch's steps
 are slow.
 """
 

@@ -1,17 +1,22 @@
-"""From samples to logits: what a caller of the whole system waits for."""
+"""From samples and files to results: what a caller of the whole system waits for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 import asc
 import fastsep
-from asc.task import CLIP_SAMPLES, HOP, N_FFT
+from asc.data import load_clip, open_logmels, unlabelled
+from asc.task import CLIP_SAMPLES, HOP, N_FFT, SAMPLE_RATE
 from benchmarks import workloads
 from benchmarks.measure import measure, widest_isa
+from fastsep.eager import to_eager
 
 
 @pytest.mark.parametrize("threads", [2, 1])
@@ -68,6 +73,44 @@ def test_latency(benchmark: BenchmarkFixture, part: str, threads: int) -> None:
         expected = exact[part]()
     measure(benchmark, runs[part], exact=expected, flop=0, isa=widest_isa(),
             threads=threads, system="fastsep", case=part, batch=1)  # fmt: skip
+
+
+class Exactly(list[tuple[Tensor, int]]):
+    """Items whose TTA masks follow from names."""
+
+    names: Sequence[str]
+
+
+@pytest.mark.parametrize(
+    ("system", "tta"), [("fastsep", 0), ("fastsep", 30), ("soundfile, torchaudio, eager", 0)]
+)
+def test_files_to_probabilities(
+    benchmark: BenchmarkFixture, tmp_path: Path, system: str, tta: int
+) -> None:
+    """As `asc predict` goes through 24-bit WAV files, and one file and layer after the other."""
+    torch.set_num_threads(2)
+    model, clips = workloads.network(), 6 if tta == 0 else 2
+    paths = [tmp_path / f"{i}.wav" for i in range(clips)]
+    for i, path in enumerate(paths):
+        noise = np.random.default_rng(i).normal(0, 0.1, CLIP_SAMPLES)
+        soundfile.write(path, noise, SAMPLE_RATE, subtype="PCM_24")
+    eager, extract = to_eager(model), asc.LogMel()
+
+    def one_by_one() -> Tensor:
+        samples = [torch.from_numpy(soundfile.read(path, dtype="float32")[0]) for path in paths]
+        return torch.cat([eager(by_torchaudio(extract, s[None])).softmax(1) for s in samples])
+
+    def as_predict_does() -> Tensor:
+        with open_logmels(unlabelled(paths)) as items:
+            return asc.probabilities(model, items, tta=tta)
+
+    wide = asc.LogMel().double()
+    exact = Exactly([(by_torchaudio(wide, load_clip(p)[None].double())[0], -1) for p in paths[:2]])
+    exact.names = [path.name for path in paths[:2]]
+    expected = asc.probabilities(workloads.network().double(), exact, tta=tta)
+    measure(benchmark, as_predict_does if system == "fastsep" else one_by_one, exact=expected,
+            flop=0, isa=widest_isa(), threads=2, system=system, batch=clips,
+            case=f"WAV files to probabilities, {tta} TTA")  # fmt: skip
 
 
 def by_torchaudio(extract: asc.LogMel, samples: Tensor) -> Tensor:

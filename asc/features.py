@@ -97,7 +97,8 @@ class LogMel(nn.Module):
     def _has_one_pass(self, waveform: Tensor) -> bool:
         window = self.mel.spectrogram.window
         plain = all(t.is_cpu and t.dtype == torch.float32 for t in (waveform, window))
-        return plain and not (torch.is_grad_enabled() and waveform.requires_grad)
+        wants_gradients = torch.is_grad_enabled() and waveform.requires_grad
+        return plain and not wants_gradients and not torch.jit.is_tracing()  # of any length
 
     def _by_one_pass(self, waveform: Tensor) -> Tensor:
         # torch.stft's own padding takes a quarter of its time; this gives the same samples.

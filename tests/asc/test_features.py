@@ -126,6 +126,14 @@ def test_a_module_of_another_dtype_or_device_is_torchaudios(one_pass: list[Tenso
     assert one_pass
 
 
+@pytest.mark.filterwarnings("ignore")  # of the tracer, on what it takes for constant
+def test_a_trace_is_good_for_other_lengths() -> None:
+    front_end = LogMel()
+    traced = torch.jit.trace(front_end, (torch.randn(1, 5000),))
+    waveform = torch.randn(3, 300_000)
+    torch.testing.assert_close(traced(waveform), front_end(waveform), rtol=0, atol=1e-3)
+
+
 def test_the_filters_are_torchaudios() -> None:
     front_end = LogMel()
     expected = fastsep.sparse_filters(front_end.mel.mel_scale.fb)

@@ -39,6 +39,7 @@ class LogMelStream(Dataset[tuple[Tensor, int]]):
         self._pool, self._device = pool, torch.device(device)
         self._front_end = LogMel().to(self._device)
         self._begun: dict[int, Future[Tensor]] = {}
+        self.kept: ExitStack | None = None  # what ends when nobody has the stream any more
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _stream_of, (self.clips, self._device)
@@ -67,8 +68,11 @@ class LogMelStream(Dataset[tuple[Tensor, int]]):
 
 
 def _stream_of(clips: ClipList, device: torch.device) -> LogMelStream:
-    """In another process, whose end is the pool's."""
-    return LogMelStream(clips, ExitStack().enter_context(thread_pool()), device)
+    """In another process."""
+    kept = ExitStack()
+    stream = LogMelStream(clips, kept.enter_context(thread_pool()), device)
+    stream.kept = kept  # the pool ends with the stream
+    return stream
 
 
 @contextmanager

@@ -435,14 +435,14 @@ class MaskedSweep {
   // All of the base's outputs that become a row of cells of grid i, and what is zero beside them.
   void list_base(int64_t i, int64_t row) {
     const Grid& map = grid(i);
+    const Near near[] = {around(i, kBase, 2 * row), around(i, kBase, 2 * row + 1)};
     for (int64_t f = 0; f < map.bins; ++f) {
       for (int64_t a = 0; a < rows_in(map, row); ++a) {
-        const int64_t t = 2 * row + a;
-        int32_t to = int32_t(t * map.bins + f);
+        int32_t to = int32_t((2 * row + a) * map.bins + f);
         if (i < job_.infer.num_blocks) {
           to = places(stages_[i], kBase, row)[f / 2] + stages_[i].cells.place(0, 2 * a + f % 2);
         }
-        add_output(stages_[i - 1], kBase, t, f, to);
+        add_output(near[a], f, to);
       }
     }
     if (i == job_.infer.num_blocks) return;
@@ -458,24 +458,30 @@ class MaskedSweep {
   // A copy's own: target(row of two, position) says where it goes.
   template <class Target>
   void list_mixed(int64_t i, int64_t copy, int64_t row, Target target) {
+    const Near near[] = {around(i, copy, 2 * row), around(i, copy, 2 * row + 1)};
     for (int64_t w = 0; w < words_of(grid(i).bins); ++w) {
       const uint64_t mixed[] = {not_base_[0][w] & not_constant_[0][w],
                                 not_base_[1][w] & not_constant_[1][w]};
       each_bit(mixed[0] | mixed[1], w, [&](int64_t f) {
         for (int64_t a = 0; a < 2; ++a) {
-          if (mixed[a] >> f % 64 & 1) {
-            add_output(stages_[i - 1], copy, 2 * row + a, f, target(a, f));
-          }
+          if (mixed[a] >> f % 64 & 1) add_output(near[a], f, target(a, f));
         }
       });
     }
   }
 
-  FASTSEP_INLINE void add_output(const Stage& stage, int64_t copy, int64_t t, int64_t f,
-                                 int32_t target) {
-    const int32_t* const middle = places(stage, copy, t) + f;
-    around_[outputs_] = {places(stage, copy, t - 1)[f], middle[-1], middle[0], middle[1],
-                         places(stage, copy, t + 1)[f]};
+  // The rows of cells that an output row of the stage before grid i reads.
+  struct Near {
+    const int32_t *above, *row, *below;
+  };
+  Near around(int64_t i, int64_t copy, int64_t t) const {
+    const Stage& stage = stages_[i - 1];
+    return {places(stage, copy, t - 1), places(stage, copy, t), places(stage, copy, t + 1)};
+  }
+
+  FASTSEP_INLINE void add_output(const Near& near, int64_t f, int32_t target) {
+    around_[outputs_] = {near.above[f], near.row[f - 1], near.row[f], near.row[f + 1],
+                         near.below[f]};
     targets_[outputs_++] = target;
   }
 

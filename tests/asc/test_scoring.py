@@ -137,5 +137,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(scoring, "computing", computing)
     for place in (Place(), Place(0, 2, 0, 2), Place(1, 2, 1, 2)):
         with pytest.raises(UserError, match="asked"):
-            scoring._part(place, print, None, [], range(0), range(0), 0, 0, "cuda", "float32")  # type: ignore[arg-type]
+            scoring._part(
+                place, print, None, [], range(0), range(0), 0, 0, "shared", "cuda", "float32"
+            )  # type: ignore[arg-type]
     assert asked == ["cuda", "cuda:0", "cuda:1"]

@@ -2,8 +2,12 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import Tensor
+
+from asc.model import Cnn6Sep
 
 Asc = Callable[..., tuple[int, str, str]]
 OneLine = Rejects = Callable[..., None]
@@ -58,6 +62,26 @@ def test_devices_share_the_clips(classes: tuple[Path, Path], asc_: Asc) -> None:
     assert answers[0][0] == 0 and answers[0] == answers[1]
     results = json.loads(answers[0][1])["results"]
     assert [scores["tta"] for scores in results] == [0, 2]
+
+
+def test_both_engines_give_the_same_scores(
+    classes: tuple[Path, Path], asc_: Asc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    masked = Cnn6Sep.masked
+
+    def spy(self: Cnn6Sep, *args: Any) -> Tensor:
+        calls.append(self)
+        return masked(self, *args)
+
+    monkeypatch.setattr(Cnn6Sep, "masked", spy)
+    answers = []
+    for engine, shares in (("batched", False), ("shared", True)):
+        calls.clear()
+        options = "--tta", 3, "--device", "cpu", "--tta-engine", engine, "--json", "-"
+        answers.append(asc_("evaluate", *classes, *options))
+        assert bool(calls) == shares
+    assert answers[0][0] == 0 and answers[0] == answers[1]
 
 
 def test_scores_are_seen_and_kept_where_the_file_cannot_be_written(

@@ -1,5 +1,6 @@
 """Log-mels computed as they are asked for: the numbers of the data set, few of them held."""
 
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -132,3 +133,11 @@ def test_scores_do_not_depend_on_it(clips: ClipList, tta: int) -> None:
     with open_logmels(clips) as items:
         actual = probabilities(model, items, tta=tta)
     assert torch.equal(actual, probabilities(model, LogMelDataset(clips), tta=tta))
+
+
+def test_a_stream_can_be_sent_to_another_process(clips: ClipList) -> None:
+    """Where it starts threads of its own."""
+    with open_logmels(clips) as items:
+        sent = pickle.loads(pickle.dumps(items))
+    for (logmel, label), (expected, wanted) in zip(sent, LogMelDataset(clips), strict=True):
+        assert torch.equal(logmel, expected) and label == wanted

@@ -5,6 +5,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -23,10 +24,12 @@ from fastsep import SepConvStack
 Network: TypeAlias = Cnn6Sep | Cnn6
 
 MAX_BATCH_BYTES = 2**30
+MAX_MASKS = 10_000  # two minutes a clip copy by copy; memory does not grow with them
 # Maps of block 1's size that the slowest way to compute it (fastsep's plain-PyTorch reference)
 # holds at once; the fused kernels need far less.
 _MAPS_ALIVE = 6
 _DRAWN = 256  # masks drawn at once; another number draws other masks
+_STEP = 20  # masks between two looks at the standard error
 _SHARED_BYTES = 2**26  # of the maps that one call of the shared engine returns
 
 
@@ -40,12 +43,30 @@ class LogMelItems(Protocol):
     def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
 
 
+@dataclass(frozen=True)
+class Until:
+    """As many masks a clip as its probabilities need, in steps of 20.
+
+    tolerance: enough are those whose mean has a standard error of at most this, in every class.
+    most: masks after which there are no more, whatever the error.
+    """
+
+    tolerance: float = 0.01
+    most: int = 1000
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tolerance < 1:
+            raise ValueError(f"tolerance must be between 0 and 1, got {self.tolerance}")
+        if not 0 < self.most <= MAX_MASKS:
+            raise ValueError(f"most must be from 1 to {MAX_MASKS}, got {self.most}")
+
+
 @torch.inference_mode()
 def probabilities(
     model: Network,
     items: LogMelItems,
     *,
-    tta: int = 0,
+    tta: int | Until = 0,
     seed: int = 0,
     engine: Engine = "shared",
     device: torch.device | str | None = None,
@@ -62,7 +83,7 @@ def probabilities(
     Args:
         model: in eval mode, best folded; left as it is.
         items: the clips' log-mels; labels are not looked at.
-        tta: masks per clip; 0 for one unmasked pass.
+        tta: masks per clip, 0 for one unmasked pass; or when there are enough of them.
         seed: of the masks, not negative.
         engine: how masked copies are computed; "shared" is fast and "batched" there to compare.
         device: where to compute; None: where the model is.
@@ -88,10 +109,12 @@ def probabilities(
         return logits.softmax(dim=1)
     with (
         computing(model, device, precision) as (network, where),
-        counted(f"evaluation, {tta} masks a clip", len(items)) as advance,
+        counted(f"evaluation, {tta_name(tta)}", len(items)) as advance,
     ):
         every = range(len(items))
-        results = masked(network, items, every, where, advance, tta, seed, engine, max_batch_bytes)
+        results, _ = masked(
+            network, items, every, where, advance, tta, seed, engine, max_batch_bytes
+        )
     return checked(results, items)
 
 
@@ -188,35 +211,85 @@ def masked(
     indices: range,
     device: torch.device,
     advance: Advance,
-    tta: int,
+    tta: int | Until,
     seed: int,
     engine: Engine = "shared",
     max_batch_bytes: int = MAX_BATCH_BYTES,
-) -> Tensor:
-    """Probabilities of the items of these indices under tta masks; otherwise as `unmasked`."""
+) -> tuple[Tensor, Tensor]:
+    """Probabilities of the items of these indices under masks; otherwise as `unmasked`.
+
+    Returns:
+        (n, classes) float64, and how many masks each is the mean of, (n,) int64.
+    """
     results = _results(network, indices, device)
+    used = torch.zeros(len(indices), dtype=torch.int64)
     names = item_names(items) or range(len(items))
+    most = tta.most if isinstance(tta, Until) else tta
     size = torch.get_num_threads() if _shares(network, device, engine) else 1  # a clip a thread
     for start in range(0, len(indices), size):
         chosen = indices[start : start + size]
         logmels = send(torch.stack([items[index][0] for index in chosen]), device)
         frames, bins = logmels.shape[2:]
         drawn = [
-            draw_masks(network.specaugment, tta, frames, bins, seed, names[index])
+            draw_masks(network.specaugment, most, frames, bins, seed, names[index])
             for index in chosen
         ]
-        totals = torch.zeros_like(results[start : start + size])
-        for stripes in zip(*drawn, strict=True):
+        means = [_Mean(row) for row in results[start : start + size].zero_()]
+        for stripes in _in_steps(drawn, tta):
+            left = [i for i, mean in enumerate(means) if not mean.is_enough(tta)]
+            if not left:
+                break
+            if len(left) < len(chosen):
+                some, stripes = logmels[left], stripes[left]
+            else:
+                some = logmels
             logits = masked_logits(
-                network, logmels, torch.stack(stripes), engine=engine,
-                max_batch_bytes=max_batch_bytes,
-            )  # fmt: skip
-            for total, of_clip in zip(totals, logits, strict=True):
-                outputs = of_clip.softmax(dim=1).sum(dim=0)
-                total += outputs.where(of_clip.isfinite().all(), torch.nan)
-        results[start : start + size] = totals / tta
+                network, some, stripes, engine=engine, max_batch_bytes=max_batch_bytes
+            )
+            for i, of_clip in zip(left, logits, strict=True):
+                means[i].add(of_clip)
+        for row, mean in enumerate(means, start):
+            mean.finish()
+            used[row] = mean.count
         advance(len(chosen))
-    return results
+    return results, used
+
+
+def tta_name(tta: int | Until) -> str:
+    """For people."""
+    return "enough masks a clip" if isinstance(tta, Until) else f"{tta} masks a clip"
+
+
+def _in_steps(drawn: list[Iterator[Tensor]], tta: int | Until) -> Iterator[Tensor]:
+    """The next masks of all clips, (N, n, S, 3)."""
+    for stripes in zip(*drawn, strict=True):
+        size = _STEP if isinstance(tta, Until) else len(stripes[0])
+        yield from torch.stack(stripes).split(size, dim=1)
+
+
+class _Mean:
+    """Of the softmax outputs of a clip's copies; total: the row that it is to be in."""
+
+    def __init__(self, total: Tensor) -> None:
+        self.total, self.squares, self.count = total, torch.zeros_like(total), 0
+
+    def add(self, logits: Tensor) -> None:
+        """(n, classes). NaN where one is not finite."""
+        outputs = logits.softmax(dim=1).where(logits.isfinite().all(), torch.nan)
+        self.total += outputs.sum(dim=0)
+        self.squares += outputs.square().sum(dim=0)
+        self.count += len(logits)
+
+    def is_enough(self, tta: int | Until) -> bool:
+        """Whether the mean's standard error is small; also where it is not a number."""
+        if not isinstance(tta, Until) or self.count < 2:
+            return False
+        spread = self.squares - self.total.square() / self.count
+        error = (spread.clamp(min=0) / (self.count - 1) / self.count).sqrt()
+        return not bool((error > tta.tolerance).any())
+
+    def finish(self) -> None:
+        self.total /= self.count
 
 
 def draw_masks(
@@ -253,9 +326,9 @@ def batch_size(num_frames: int, max_batch_bytes: int) -> int:
     return max(1, max_batch_bytes // (_MAPS_ALIVE * largest_map))
 
 
-def check(model: Network, tta: int = 0, seed: int = 0) -> None:
+def check(model: Network, tta: int | Until = 0, seed: int = 0) -> None:
     """ValueError for a model in train mode and for arguments out of range."""
-    if tta < 0 or seed < 0:
+    if (isinstance(tta, int) and tta < 0) or seed < 0:
         raise ValueError(f"tta and seed must not be negative, got {tta} and {seed}")
     if model.training:
         raise ValueError("the model is in train mode: call model.eval(), or model.folded()")

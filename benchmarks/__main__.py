@@ -17,7 +17,7 @@ from asc.speed import KEEP_MEMORY
 from benchmarks.report import write_report
 
 SUITES = Path(__file__).parent
-INFERENCE = ["test_block.py", "test_frontend.py", "test_network.py"]
+INFERENCE = ["test_block.py", "test_frontend.py", "test_masked.py", "test_network.py"]
 
 
 def run_suite(arguments: list[str], target: Path, environment: dict[str, str]) -> Path:

@@ -16,6 +16,7 @@ COLUMNS = ("allocator", "case", "system", "batch", "threads", "isa", "rounds",
            "median_ms_per_clip", "min_ms_per_clip", "relative_error", "gflops", "peak_gflops",
            "share_of_peak", "over_fastsep", "over_fastsep_same_allocator")  # fmt: skip
 MEMORY = ("saved_bytes", "peak_bytes")  # of training
+PASSES = ("passes",)  # of masked copies, in forward passes
 OURS = ("fastsep", "fastsep, float32")
 CLIP_BYTES = 23e6  # smallest traffic of a clip with float32 maps, see `roofline`
 
@@ -52,7 +53,7 @@ def hours(rows: list[Row]) -> list[str]:
 def save(content: dict[str, Any], out: Path, name: str = "benchmarks") -> None:
     (out / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     with (out / f"{name}.csv").open("w", newline="") as file:
-        columns = [*COLUMNS, *measured(MEMORY, content["results"])]
+        columns = [*COLUMNS, *measured((*MEMORY, *PASSES), content["results"])]
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(content["results"])
@@ -134,7 +135,9 @@ def tables(rows: list[Row]) -> list[Table]:
         table.add_column("system")
         columns = ["ms a clip", "error", "share of FMA peak", "time / fastsep's", "allocator"]
         memory = measured(MEMORY, select(rows, where))
-        for column in (*columns, *(f"{key.split('_')[0]}, MB a clip" for key in memory)):
+        passes = measured(PASSES, select(rows, where))
+        sizes = [f"{key.split('_')[0]}, MB a clip" for key in memory]
+        for column in (*columns, *sizes, *("in forward passes" for _ in passes)):
             table.add_column(column, justify="right")
         for row in sorted(fastest(rows, where), key=lambda row: row["median_ms_per_clip"]):
             share = f"{100 * row['share_of_peak']:.0f} %" if row["flop"] else "-"
@@ -142,7 +145,8 @@ def tables(rows: list[Row]) -> list[Table]:
             ms, error = f"{row['median_ms_per_clip']:.2f}", f"{row['relative_error']:.0e}"
             sizes = ["-" if (size := row.get(key)) is None else f"{size / row['batch'] / 1e6:.1f}"
                      for key in memory]  # fmt: skip
-            table.add_row(row["system"], ms, error, share, times, row["allocator"], *sizes)
+            counts = [f"{row[key]:.2f}" for key in passes]
+            table.add_row(row["system"], ms, error, share, times, row["allocator"], *sizes, *counts)
         result.append(table)
     return result
 

@@ -1,18 +1,30 @@
 """`asc evaluate`."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from asc.cli.options import Data, Device, Devices, Inference, Masks, Seed, TtaEngine, Weights
+from asc.cli.options import (
+    Data,
+    Device,
+    Devices,
+    Inference,
+    Masks,
+    Seed,
+    Tolerance,
+    TtaEngine,
+    Weights,
+)
 
 
 def command(
     weights: Weights,
     data: Data,
-    tta: Masks = 0,
+    tta: Masks = "0",
+    tta_tolerance: Tolerance = 0.01,
     tta_engine: TtaEngine = "shared",
     seed: Seed = 0,
     json_file: Annotated[
@@ -53,8 +65,9 @@ def command(
     from asc.compute import pick_device
     from asc.data import open_dataset, open_logmels
     from asc.files import check_file, is_stdout, write_results
+    from asc.prediction import Until
     from asc.processes import check_devices
-    from asc.report.tables import print_tables, score_tables
+    from asc.report.tables import print_tables, printable, score_tables
     from asc.scoring import score_clips
 
     target = pick_device(device, precision)
@@ -70,11 +83,11 @@ def command(
             file=sys.stderr,
         )
     with open_logmels(clips, cache, target) as logmels:
-        scores = score_clips(
+        found = score_clips(
             model,
             logmels,
             clips,
-            tta=tta,
+            tta=Until(tta_tolerance) if tta == "auto" else tta,
             seed=seed,
             engine=tta_engine,
             device=target,
@@ -82,7 +95,7 @@ def command(
             devices=devices,
         )
     taken = json_file is not None and is_stdout(json_file)  # the tables make way
-    print_tables(Console(stderr=taken), score_tables(scores, clips.of))
+    print_tables(Console(stderr=taken), score_tables(found.scores, clips.of, found.masks))
     if json_file is not None:
         content = {
             "weights": str(weights),
@@ -91,6 +104,12 @@ def command(
             "seed": seed,
             "eps": eps,
             "precision": precision,
-            "results": [{"tta": masks, **s.to_dict()} for masks, s in scores.items()],
+            "results": [
+                {"tta": masks if isinstance(masks, int) else asdict(masks), **s.to_dict()}
+                for masks, s in found.scores.items()
+            ],
         }
+        if tta == "auto":
+            names = [printable(clip.path) for clip in clips]
+            content["masks"] = dict(zip(names, found.masks, strict=True))
         write_results(json_file, content)

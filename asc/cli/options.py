@@ -14,7 +14,7 @@ from asc.training.settings import MAX_SEED, Settings
 
 WHOLE = "<int>"  # as the kind of value in the help: its range stands there anyway
 MAX_PROCESSES = 256  # more would sooner bring a machine down than be of use
-MAX_MASKS = 10_000  # two minutes a clip on a good core; memory does not grow with them
+MAX_MASKS = 10_000  # as asc.prediction's, which takes PyTorch to import
 
 Weights = Annotated[
     Path, typer.Argument(help="A training checkpoint, folded weights, or an SP4ASC checkpoint.")
@@ -22,14 +22,37 @@ Weights = Annotated[
 Data = Annotated[
     Path, typer.Argument(help="A data set: TAU layout, or one folder of audio files per class.")
 ]
+
+
+def _masks(text: str) -> int | str:
+    """A number of masks, or "auto"."""
+    if text == "auto":
+        return text
+    if not (text.isdecimal() and text.isascii() and int(text) <= MAX_MASKS):
+        raise typer.BadParameter(
+            f"'{text}' is neither a whole number from 0 to {MAX_MASKS} nor auto"
+        )
+    return int(text)
+
+
 Masks = Annotated[
-    int,
+    Any,
     typer.Option(
         "--tta",
-        metavar=WHOLE,
-        min=0,
-        max=MAX_MASKS,
-        help="Masks per clip to average over; 0: no augmentation.",
+        metavar="<int>|auto",
+        parser=_masks,
+        help=f"Masks per clip to average over, at most {MAX_MASKS}; 0: no augmentation; auto: as "
+        "many as the clip needs, see --tta-tolerance.",
+    ),
+]
+Tolerance = Annotated[
+    float,
+    typer.Option(
+        "--tta-tolerance",
+        min=1e-4,
+        max=0.5,
+        help="With --tta auto: masks are drawn, 20 at a time and at most 1000, until the standard "
+        "error of every averaged probability is no larger than this.",
     ),
 ]
 TtaEngine = Annotated[

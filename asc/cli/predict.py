@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from asc.cli.options import Device, Devices, Inference, Masks, Seed, TtaEngine, Weights
+from asc.cli.options import Device, Devices, Inference, Masks, Seed, Tolerance, TtaEngine, Weights
 
 
 def command(
@@ -13,7 +13,8 @@ def command(
     audio: Annotated[
         list[Path], typer.Argument(help="Audio files, or a data set in TAU layout: its test split.")
     ],
-    tta: Masks = 0,
+    tta: Masks = "0",
+    tta_tolerance: Tolerance = 0.01,
     tta_engine: TtaEngine = "shared",
     seed: Seed = 0,
     as_json: Annotated[
@@ -26,9 +27,9 @@ def command(
     """Names the scene of audio files.
 
     Of each file the first 10 s count; shorter ones are repeated. Nothing is printed unless all
-    files can be read. JSON: file, label, probabilities by class, and logits in the order of the
-    classes. With --tta probabilities are averages over the masks and label is their largest;
-    logits are always those of the unmasked clip.
+    files can be read. JSON: file, label, probabilities by class, logits in the order of the
+    classes, and masks, how many there were. With --tta probabilities are averages over the masks
+    and label is their largest; logits are always those of the unmasked clip.
     """
     import json
     from dataclasses import asdict
@@ -38,6 +39,7 @@ def command(
     from asc.checkpoint import load_model
     from asc.compute import pick_device
     from asc.data import audio_files, open_logmels, unlabelled
+    from asc.prediction import Until
     from asc.processes import check_devices
     from asc.report.tables import prediction_table, print_tables, printable
     from asc.scoring import predict
@@ -50,7 +52,7 @@ def command(
         found = predict(
             model,
             logmels,
-            tta=tta,
+            tta=Until(tta_tolerance) if tta == "auto" else tta,
             seed=seed,
             engine=tta_engine,
             device=target,

@@ -11,19 +11,27 @@ from rich.text import Text
 
 from asc.complexity import LayerRow, Size
 from asc.metrics import Scores
+from asc.prediction import Until
 from asc.scoring import Prediction
 
 
-def system_name(masks: int) -> str:
+def system_name(masks: int | Until) -> str:
     """What a table calls a network under so many masks a clip."""
+    if isinstance(masks, Until):
+        return "auto TTA"
     return f"{masks} TTA" if masks else "no TTA"
 
 
-def score_tables(scores_by_masks: Mapping[int, Scores], of: int | None = None) -> Iterator[Table]:
+def score_tables(
+    scores_by_masks: Mapping[int, Scores] | Mapping[int | Until, Scores],
+    of: int | None = None,
+    used: Sequence[int] = (),
+) -> Iterator[Table]:
     """Overall, class-wise and device-wise tables, one group of columns per number of masks.
 
     Args:
         of: how many clips there are, if those scored are only a part.
+        used: how many masks each clip had, if that is not the same number.
     """
     names = [system_name(masks) for masks in scores_by_masks]
     scores = list(scores_by_masks.values())
@@ -42,6 +50,9 @@ def score_tables(scores_by_masks: Mapping[int, Scores], of: int | None = None) -
         overall.add_row(label, *map(_percent, values))
     part = "" if of is None else f" of {of}"
     overall.add_row("clips", *(f"{s.count}{part}" for s in scores))
+    if any(isinstance(masks, Until) for masks in scores_by_masks):
+        mean = f"{sum(used) / max(1, len(used)):.1f}"
+        overall.add_row("masks, mean over clips", *(mean if m else "0" for m in scores_by_masks))
     yield overall
 
     columns = [f"{what}\n{name}" for what in ("log loss", "accuracy") for name in names]

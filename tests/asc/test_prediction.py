@@ -16,6 +16,7 @@ from asc.data import LogMelDataset, unlabelled
 from asc.errors import UserError
 from asc.model import Cnn6, Cnn6Sep
 from asc.prediction import (
+    Until,
     batch_size,
     clip_logits,
     draw_masks,
@@ -167,6 +168,57 @@ def test_the_engines_agree_to_the_last_bit(
             assert torch.equal(p, expected)
     finally:
         torch.set_num_threads(before)
+
+
+class TestUntilThereAreEnough:
+    """`tta=Until(...)` stops by the standard error, whatever is computed beside a clip."""
+
+    def test_is_the_mean_of_so_many_masks(self, model: Cnn6Sep) -> None:
+        names = [f"{i}.wav" for i in range(5)]
+        clips, until = Named([0, 1, 2, 3, 4], names), Until(7e-4, 300)
+        p, used = self.masked(model, clips, until)
+        assert len(set(used.tolist())) > 1 and used.max() <= 300
+        for index, count in enumerate(used.tolist()):
+            masks = torch.cat(list(draw_masks(model.specaugment, 300, 32, 256, 3, names[index])))
+            outputs = masked_logits(model, CLIPS[index][0][None], masks[:count]).softmax(1)
+            torch.testing.assert_close(p[index], outputs.mean(0))
+            error = outputs.std(0) / count**0.5
+            assert count == 300 or error.max() <= until.tolerance * (1 + 1e-9)
+            before = outputs[:-20]
+            assert count == 20 or (before.std(0) / len(before) ** 0.5).max() > until.tolerance
+
+    @staticmethod
+    def masked(model: Cnn6Sep, items: Any, until: Until) -> tuple[Tensor, Tensor]:
+        every, here = range(len(items)), torch.device("cpu")
+        with torch.inference_mode():
+            return prediction.masked(model, items, every, here, lambda n: None, until, 3)
+
+    @pytest.mark.parametrize("threads", [1, 2])
+    def test_alone_and_beside_others(self, model: Cnn6Sep, threads: int) -> None:
+        names = [f"{i}.wav" for i in range(5)]
+        p, used = self.masked(model, Named([0, 1, 2, 3, 4], names), Until(1e-3, 100))
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            for i in range(5):
+                one, alone = self.masked(model, Named([i], [names[i]]), Until(1e-3, 100))
+                assert torch.equal(one[0], p[i]) and alone[0] == used[i]
+        finally:
+            torch.set_num_threads(before)
+
+    def test_its_limits(self, model: Cnn6Sep) -> None:
+        assert self.masked(model, CLIPS, Until(1e-9, 45))[1].tolist() == [45] * 5
+        assert self.masked(model, CLIPS, Until(0.999))[1].tolist() == [20] * 5
+        expected = probabilities(model, CLIPS, tta=45, seed=3)
+        assert torch.allclose(self.masked(model, CLIPS, Until(1e-9, 45))[0], expected)
+        for wrong in ({"tolerance": 0.0}, {"tolerance": float("nan")}, {"most": 0}):
+            with pytest.raises(ValueError, match="must be"):
+                Until(**wrong)  # type: ignore[arg-type]
+
+    def test_what_is_not_finite_ends_at_once(self, model: Cnn6Sep) -> None:
+        poisoned = [(CLIPS[0][0] * torch.nan, 0), CLIPS[1]]
+        with pytest.raises(UserError, match="clip 0"):
+            probabilities(model, poisoned, tta=Until(1e-9, 40))
 
 
 def test_no_clips(model: Cnn6Sep) -> None:

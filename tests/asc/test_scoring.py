@@ -15,7 +15,7 @@ from asc.metrics import score
 from asc.model import Cnn6Sep
 from asc.prediction import clip_logits, probabilities
 from asc.processes import Place, shares
-from asc.scoring import predict, score_clips
+from asc.scoring import Evaluation, predict, score_clips
 
 CLIPS = [
     (15 * torch.randn(1, 32, 256, generator=torch.Generator().manual_seed(seed)), seed % 2)
@@ -47,12 +47,14 @@ def test_predictions_by_name(model: Cnn6Sep) -> None:
 
 def test_scores_without_and_with_masks(model: Cnn6Sep) -> None:
     clips = ClipList(model.classes, tuple(Clip(Path("x"), label, "a") for _, label in CLIPS))
-    scores = score_clips(model, CLIPS, clips, tta=3, seed=1)
+    found = score_clips(model, CLIPS, clips, tta=3, seed=1)
+    scores = found.scores
+    assert found.masks == [3] * len(CLIPS)
     labels = [label for _, label in CLIPS]
     for masks in (0, 3):
         p = probabilities(model, CLIPS, tta=masks, seed=1)
         assert scores[masks] == score(p, labels, model.classes, ["a"] * len(CLIPS))
-    assert score_clips(model, CLIPS, clips) == {0: scores[0]}
+    assert score_clips(model, CLIPS, clips) == Evaluation({0: scores[0]}, [0] * len(CLIPS))
 
 
 def test_no_clips(model: Cnn6Sep) -> None:

@@ -20,6 +20,9 @@ Wav = Callable[..., Path]
         (("evaluate", "w", "d", "--split", "test"), "--split"),
         (("evaluate", "w", "d", "--precision", "tf32", "--device", "cpu"), "tf32"),
         (("evaluate", "w", "d", "--devices", "0"), "--devices"),
+        (("evaluate", "w", "d", "--tta", "some"), "'some' is neither"),
+        (("evaluate", "w", "d", "--tta", "10001"), "10000"),
+        (("evaluate", "w", "d", "--tta", "auto", "--tta-tolerance", "0"), "--tta-tolerance"),
         (("evaluate", "w", "d", "--json", "/no/such/folder/x.json"), "/no/such/folder/x.json"),
         (("evaluate", "w", "d", "--json", "/proc/x.json"), "/proc/x.json"),
         (("evaluate", "w", "d", "--json", "."), "is a folder"),
@@ -82,6 +85,23 @@ def test_both_engines_give_the_same_scores(
         answers.append(asc_("evaluate", *classes, *options))
         assert bool(calls) == shares
     assert answers[0][0] == 0 and answers[0] == answers[1]
+
+
+def test_as_many_masks_as_are_needed(classes: tuple[Path, Path], asc_: Asc) -> None:
+    """How many they were is said for every clip, and does not depend on who computes them."""
+    answers = [
+        asc_(
+            "evaluate", *classes, "--tta", "auto", "--tta-tolerance", 0.2, "--device", "cpu",
+            "--devices", n, "--json", "-",
+        )
+        for n in (1, 2)
+    ]  # fmt: skip
+    assert answers[0][0] == 0 and answers[0] == answers[1]
+    assert "masks, mean over clips" in answers[0][2]
+    content = json.loads(answers[0][1])
+    assert content["results"][1]["tta"] == {"tolerance": 0.2, "most": 1000}
+    assert set(content["masks"].values()) <= set(range(20, 1001))
+    assert all(Path(name).exists() for name in content["masks"])
 
 
 def test_scores_are_seen_and_kept_where_the_file_cannot_be_written(

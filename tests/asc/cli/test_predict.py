@@ -29,7 +29,8 @@ def test_predict(
     results = [json.loads(line) for line in output.splitlines()]
     assert [result["file"] for result in results] == [str(file) for file in files]
     for result in results:
-        assert result.keys() == {"file", "label", "probabilities", "logits"}
+        assert result.keys() == {"file", "label", "probabilities", "logits", "masks"}
+        assert result["masks"] == 0
         assert tuple(result["probabilities"]) == SCENES
         p = torch.tensor(list(result["probabilities"].values()), dtype=torch.float64)
         logits = torch.tensor(result["logits"], dtype=torch.float64)
@@ -39,6 +40,7 @@ def test_predict(
     code, output, error = asc_("predict", weights, *files, "--json", "--tta", 3, "--seed", 4)
     assert code == 0
     augmented = [json.loads(line) for line in output.splitlines()]
+    assert all(r["masks"] == 3 for r in augmented)
     assert [r["logits"] for r in augmented] == [r["logits"] for r in results]
     assert [r["probabilities"] for r in augmented] != [r["probabilities"] for r in results]
     assert output == asc_("predict", weights, *files, "--json", "--tta", 3, "--seed", 4)[1]

@@ -30,7 +30,7 @@ MAX_MASKS = 10_000  # two minutes a clip copy by copy; memory does not grow with
 _MAPS_ALIVE = 6
 _DRAWN = 256  # masks drawn at once; another number draws other masks
 _STEP = 20  # masks between two looks at the standard error
-_SHARED_BYTES = 2**26  # of the maps that one call of the shared engine returns
+_SHARED_BYTES = 40 * 2**20  # of the maps that one call of the shared engine returns
 
 
 class LogMelItems(Protocol):

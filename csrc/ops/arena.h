@@ -2,6 +2,8 @@
 // than the arithmetic done in it.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstddef>
 #include <cstdlib>
@@ -30,7 +32,7 @@ class Arena {
   Arena() = default;
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
-  ~Arena() { std::free(data_); }
+  ~Arena() { release(); }
 
   // At least `bytes` bytes aligned to 64, with undefined contents; replaces what it gave before.
   void* get(size_t bytes) {
@@ -42,9 +44,9 @@ class Arena {
   // As get, but null where there is no memory: for torch's threads, which must not throw.
   void* find(size_t bytes) noexcept {
     if (data_ == nullptr || bytes > size_) {
-      std::free(data_);
-      size_ = 0;
-      data_ = std::aligned_alloc(64, aligned(std::max<size_t>(bytes, 1)));
+      release();
+      data_ = bytes > kKept ? mapped(bytes)
+                            : std::aligned_alloc(64, aligned(std::max<size_t>(bytes, 1)));
       if (data_ == nullptr) return nullptr;
       size_ = bytes;
     }
@@ -53,13 +55,26 @@ class Arena {
 
   // Gives back what is more than a thread should hold on to between calls.
   void trim() {
-    if (size_ <= kKept) return;
-    std::free(data_);
+    if (size_ > kKept) release();
+  }
+
+ private:
+  // Straight from the kernel, to which it goes back: malloc would keep tens of MB of it for itself.
+  static void* mapped(size_t bytes) noexcept {
+    void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return data == MAP_FAILED ? nullptr : data;
+  }
+
+  void release() noexcept {
+    if (size_ > kKept) {
+      munmap(data_, size_);
+    } else {
+      std::free(data_);
+    }
     data_ = nullptr;
     size_ = 0;
   }
 
- private:
   static constexpr size_t kKept = size_t{8} << 20;
   void* data_ = nullptr;
   size_t size_ = 0;

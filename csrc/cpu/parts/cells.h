@@ -16,6 +16,39 @@
 
 namespace fastsep::FASTSEP_ISA {
 
+// Rows or columns of cells of a map of zeros, of which the first and the last two may differ from
+// those between: so far what lies outside the map, and half cells at an odd end, are felt.
+class Samples {
+ public:
+  explicit Samples(int64_t cells) : cells_(cells) {}
+
+  int64_t count() const { return least(cells_, 4); }
+  int64_t of(int64_t cell) const {
+    return cell < cells_ - 2 ? least(cell, 1) : cell - cells_ + count();
+  }
+  int64_t cell(int64_t sample) const {
+    return sample < count() - 2 ? sample : sample + cells_ - count();
+  }
+
+ private:
+  int64_t cells_;
+};
+
+// A map as rows and columns of cells.
+struct Grid {
+  Grid(int64_t t, int64_t f) : frames(t), bins(f), rows(ceil_div(t, 2)), cols(ceil_div(f, 2)) {}
+
+  int64_t samples() const { return Samples(rows).count() * Samples(cols).count(); }
+  int64_t sample(int64_t row, int64_t col) const {
+    return Samples(rows).of(row) * Samples(cols).count() + Samples(cols).of(col);
+  }
+  bool inside(int64_t row, int64_t col, int64_t p) const {
+    return 2 * row + p / 2 < frames && 2 * col + p % 2 < bins;
+  }
+
+  int64_t frames, bins, rows, cols;
+};
+
 // Where the cells that an output reads begin.
 struct Around {
   int32_t up, left, centre, right, down;

@@ -36,24 +36,6 @@
 
 namespace fastsep::FASTSEP_ISA {
 
-// Rows or columns of cells of a map of zeros, of which the first and the last two may differ from
-// those between: so far what lies outside the map, and half cells at an odd end, are felt.
-class Samples {
- public:
-  explicit Samples(int64_t cells) : cells_(cells) {}
-
-  int64_t count() const { return least(cells_, 4); }
-  int64_t of(int64_t cell) const {
-    return cell < cells_ - 2 ? least(cell, 1) : cell - cells_ + count();
-  }
-  int64_t cell(int64_t sample) const {
-    return sample < count() - 2 ? sample : sample + cells_ - count();
-  }
-
- private:
-  int64_t cells_;
-};
-
 // dot: as for InferSweep.
 template <class S, bool dot = false>
 class MaskedSweep {
@@ -62,21 +44,6 @@ class MaskedSweep {
   static constexpr int64_t kChunk = 12 * kTileRows;  // outputs between a cross and the product
   static constexpr int64_t kLive = 4;                // rows of cells that two rows of output reach
   static constexpr int64_t kBase = -1;               // as a copy
-
-  // A map as cells: what goes into a stage, or what the last one puts out.
-  struct Grid {
-    Grid(int64_t t, int64_t f) : frames(t), bins(f), rows(ceil_div(t, 2)), cols(ceil_div(f, 2)) {}
-
-    int64_t samples() const { return Samples(rows).count() * Samples(cols).count(); }
-    int64_t sample(int64_t row, int64_t col) const {
-      return Samples(rows).of(row) * Samples(cols).count() + Samples(cols).of(col);
-    }
-    bool inside(int64_t row, int64_t col, int64_t p) const {
-      return 2 * row + p / 2 < frames && 2 * col + p % 2 < bins;
-    }
-
-    int64_t frames, bins, rows, cols;
-  };
 
   struct Stage : Sizes {
     Stage(const Sizes& sizes, const Masked& job, Bump& weights, Bump& scratch)
@@ -101,7 +68,7 @@ class MaskedSweep {
       return 1 + constants + base_rows * in.cols + row % kLive * own;
     }
 
-    Grid in, result;
+    Grid in, result;  // what goes in and what comes out
     Packed<S, dot> packed;
     int64_t groups;                     // of output channels
     int64_t constants, base_rows, own;  // cells; rows of cells; cells a row

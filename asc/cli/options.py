@@ -28,11 +28,14 @@ def _masks(text: str) -> int | str:
     """A number of masks, or "auto"."""
     if text == "auto":
         return text
-    if not (text.isdecimal() and text.isascii() and int(text) <= MAX_MASKS):
-        raise typer.BadParameter(
-            f"'{text}' is neither a whole number from 0 to {MAX_MASKS} nor auto"
-        )
-    return int(text)
+    try:
+        masks = int(text)
+    except ValueError:
+        raise typer.BadParameter(f"it must be an integer or auto, not '{text}'") from None
+    if masks < 0 or masks > MAX_MASKS:
+        limit = "at least 0" if masks < 0 else f"at most {MAX_MASKS}"
+        raise typer.BadParameter(f"it must be {limit}, not '{text}'")
+    return masks
 
 
 Masks = Annotated[
@@ -49,6 +52,7 @@ Tolerance = Annotated[
     float,
     typer.Option(
         "--tta-tolerance",
+        metavar="<float>",
         min=1e-4,
         max=0.5,
         help="With --tta auto: masks are drawn, 20 at a time and at most 1000, until the standard "

@@ -62,7 +62,11 @@ class Arena {
   // Straight from the kernel, to which it goes back: malloc would keep tens of MB of it for itself.
   static void* mapped(size_t bytes) noexcept {
     void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    return data == MAP_FAILED ? nullptr : data;
+    if (data == MAP_FAILED) return nullptr;
+#if defined(MADV_HUGEPAGE)
+    madvise(data, bytes, MADV_HUGEPAGE);  // fewer faults, and what is scattered needs fewer entries
+#endif
+    return data;
   }
 
   void release() noexcept {

@@ -20,7 +20,7 @@ Wav = Callable[..., Path]
         (("evaluate", "w", "d", "--split", "test"), "--split"),
         (("evaluate", "w", "d", "--precision", "tf32", "--device", "cpu"), "tf32"),
         (("evaluate", "w", "d", "--devices", "0"), "--devices"),
-        (("evaluate", "w", "d", "--tta", "some"), "'some' is neither"),
+        (("evaluate", "w", "d", "--tta", "some"), "an integer or auto, not 'some'"),
         (("evaluate", "w", "d", "--tta", "10001"), "10000"),
         (("evaluate", "w", "d", "--tta", "auto", "--tta-tolerance", "0"), "--tta-tolerance"),
         (("evaluate", "w", "d", "--json", "/no/such/folder/x.json"), "/no/such/folder/x.json"),

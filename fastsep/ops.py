@@ -102,42 +102,24 @@ def _(
 
 
 @_fake("sep_conv2d_stack")
-def _(
-    x: Tensor,
-    pointwise: list[Tensor],
-    time_taps: list[Tensor],
-    freq_taps: list[Tensor],
-    bias: list[Tensor],
-    dilation: list[int],
-    pool: list[int],
-    *_: Any,
-) -> Tensor:
-    frames, bins = x.shape[2:]
-    for p in pool:
-        frames, bins = frames // p, bins // p
-    return new_map(x, (x.shape[0], pointwise[-1].shape[0], frames, bins))
+def _(x: Tensor, pointwise: list[Tensor], *args: Any) -> Tensor:
+    *_, pool, _scale, _shift, _stripes, _bf16 = args
+    return new_map(x, (x.shape[0], pointwise[-1].shape[0], *_pooled(x, pool)))
 
 
 @_fake("sep_conv2d_masked_stack")
-def _(
-    x: Tensor,
-    pointwise: list[Tensor],
-    time_taps: list[Tensor],
-    freq_taps: list[Tensor],
-    bias: list[Tensor],
-    dilation: list[int],
-    pool: list[int],
-    scale: Tensor | None,
-    shift: Tensor | None,
-    stripes: Tensor,
-    bf16: bool,
-) -> Tensor:
+def _(x: Tensor, pointwise: list[Tensor], *args: Any) -> Tensor:
+    *_, pool, _scale, _shift, stripes, _bf16 = args
+    shape = x.shape[0] * stripes.shape[1], pointwise[-1].shape[0], *_pooled(x, pool)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _pooled(x: Tensor, pool: list[int]) -> tuple[int, int]:
+    """Frames and bins after the blocks of a stack."""
     frames, bins = x.shape[2:]
     for p in pool:
         frames, bins = frames // p, bins // p
-    copies = x.shape[0] * stripes.shape[1]
-    shape = copies, pointwise[-1].shape[0], frames, bins
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return frames, bins
 
 
 @_fake("global_pool_mlp")

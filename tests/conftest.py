@@ -1,7 +1,6 @@
 """For all tests: more than one file is shared by two processes; Triton's interpreter is sped up."""
 
 import os
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -40,23 +39,6 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         option.numprocesses, option.dist, option.loadscopereorder = 2, "loadfile", False
         # Threads that wait sleep: between two processes there are more of them than cores.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-
-def leave_out_the_clone() -> None:
-    """pytest-xdist puts the current folder on its workers' paths, and with it sources without
-    kernels, which their child processes would find before what is installed."""
-    here = os.getcwd()
-    sys.path[:] = [path for path in sys.path if path not in ("", here)]
-    kept = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    kept.remove(here)  # once: whoever asked for it has it twice
-    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in kept if path)
-    sys.path[:0] = [path for path in kept if path == here]
-
-
-if "PYTEST_XDIST_WORKER" in os.environ and os.getcwd() in os.environ.get("PYTHONPATH", "").split(
-    os.pathsep
-):
-    leave_out_the_clone()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -131,12 +131,21 @@ class Cnn6Sep(_Network):
             )
         copies = stripes.shape[:2]
         affine = self._affine(logmel)
-        bare = not has_hooks(self) and type(self).forward is Cnn6Sep.forward
-        if affine is None or self.training or not bare or not _is_bare(self.blocks, SepConvStack):
+        if affine is None or not self._is_as_built():
             each = logmel.repeat_interleave(copies[1], 0)
             return self(each, stripes.flatten(0, 1)).unflatten(0, copies)
         maps = self.blocks.masked(logmel, stripes, affine)
         return self.head(maps.flatten(0, 1)).unflatten(0, copies)
+
+    def shares(self) -> bool:
+        """Whether `masked` shares, here and as the model is; else it is `forward` on all copies."""
+        known = isinstance(self.bn0, MelAffine) or is_foldable(self.bn0)
+        return known and self._is_as_built() and self.blocks.shares()
+
+    def _is_as_built(self) -> bool:
+        """Whether `forward`, in eval mode, is what this class makes of its blocks."""
+        bare = not has_hooks(self) and type(self).forward is Cnn6Sep.forward
+        return bare and not self.training and _is_bare(self.blocks, SepConvStack)
 
     def _affine(self, logmel: Tensor) -> tuple[Tensor, Tensor] | None:
         """What BN-mel does to the bins, if that is all it does."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
@@ -169,7 +169,7 @@ def masked_logits(
         return masked_logits(model, logmel, stripes[None], **options)[0]
     stripes = send(stripes, logmel.device)
     clips, _, frames, _ = logmel.shape
-    if isinstance(model, Cnn6Sep) and _shares(model, logmel.device, engine):
+    if _shares(model, engine):
         of_a_copy = 4 * WIDTHS[-1] * frames * N_MELS // 4 ** len(WIDTHS)
         size = max(32, _SHARED_BYTES // (max(clips, 1) * of_a_copy))
         parts = [model.masked(logmel, part) for part in stripes.split(size, dim=1)]
@@ -225,7 +225,7 @@ def masked(
     used = torch.zeros(len(indices), dtype=torch.int64)
     names = item_names(items) or range(len(items))
     most = tta.most if isinstance(tta, Until) else tta
-    size = torch.get_num_threads() if _shares(network, device, engine) else 1  # a clip a thread
+    size = torch.get_num_threads() if _shares(network, engine) else 1  # a clip a thread
     for start in range(0, len(indices), size):
         chosen = indices[start : start + size]
         logmels = send(torch.stack([items[index][0] for index in chosen]), device)
@@ -334,9 +334,8 @@ def check(model: Network, tta: int | Until = 0, seed: int = 0) -> None:
         raise ValueError("the model is in train mode: call model.eval(), or model.folded()")
 
 
-def _shares(model: Network, device: torch.device, engine: Engine) -> bool:
-    """Whether the shared engine is for this model, here."""
-    return engine == "shared" and device.type == "cpu" and isinstance(model, Cnn6Sep)
+def _shares(model: Network, engine: Engine) -> TypeGuard[Cnn6Sep]:
+    return engine == "shared" and isinstance(model, Cnn6Sep) and model.shares()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from fastsep import reference
 from fastsep.batchnorm import BatchNorm, FoldCache, fold, is_foldable, is_plain, norm_of
 from fastsep.checks import BatchNormBlockParameters, BlockParameters, checked_load
+from fastsep.dispatch import has_kernel
 from fastsep.functional import (
     global_pool_mlp,
     sep_conv2d,
@@ -208,13 +209,23 @@ class SepConvStack(nn.Sequential):
         Returns:
             (N, K, Cout, T', F').
         """
-        blocks = list(self)
-        plain = not has_global_hooks() and all(_is_plain_block(block) for block in blocks)
-        if plain and not learns(self) and all(block.can_fold() for block in blocks):
-            folded = [block.folded() for block in blocks]
+        if self._folds():
+            folded = [block.folded() for block in self]
             return sep_conv2d_masked_stack(x, folded, stripes, affine=affine, compute=self.compute)
         copies = x.repeat_interleave(stripes.shape[1], 0)
         return self(copies, affine, stripes.flatten(0, 1)).unflatten(0, stripes.shape[:2])
+
+    def shares(self) -> bool:
+        """Whether `masked` has a kernel here; else it takes the memory of all copies at once."""
+        weight = next(self.parameters(), None)
+        return (
+            weight is not None and self._folds() and has_kernel("sep_conv2d_masked_stack", weight)
+        )
+
+    def _folds(self) -> bool:
+        """Whether the blocks can go as one pass, no step being likely to follow."""
+        plain = not has_global_hooks() and all(_is_plain_block(block) for block in self)
+        return plain and not learns(self) and all(block.can_fold() for block in self)
 
 
 class GlobalPool(nn.Module):

@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,7 +25,7 @@ from asc.prediction import (
     masked_logits,
     probabilities,
 )
-from fastsep import SepConvStack
+from fastsep import SepConvStack, use_backend
 
 FakeGpu = Callable[..., Any]  # the fixture of conftest
 BACKENDS = ("reference", "triton")
@@ -219,6 +220,29 @@ class TestUntilThereAreEnough:
         poisoned = [(CLIPS[0][0] * torch.nan, 0), CLIPS[1]]
         with pytest.raises(UserError, match="clip 0"):
             probabilities(model, poisoned, tta=Until(1e-9, 40))
+
+
+@pytest.mark.parametrize("why", ["no kernels", "a hook", "a forward of its own"])
+def test_what_cannot_be_shared_stays_within_the_memory_limit(
+    model: Cnn6Sep, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    seen, forward = [], SepConvStack.forward
+
+    def spy(self: SepConvStack, x: Tensor, *args: Any, **options: Any) -> Tensor:
+        seen.append(len(x))
+        return forward(self, x, *args, **options)
+
+    monkeypatch.setattr(SepConvStack, "forward", spy)
+    model = copy.deepcopy(model)
+    if why == "a hook":
+        model.blocks[1].register_forward_hook(lambda module, args, output: None)
+    elif why == "a forward of its own":
+        monkeypatch.setattr(model, "forward", model.forward)
+    (masks,) = draw_masks(model.specaugment, 7, 32, 256, 0, 0)
+    with use_backend("reference") if why == "no kernels" else nullcontext():
+        assert not model.shares()
+        masked_logits(model, CLIPS[0][0][None], masks, max_batch_bytes=3 * COPY)
+    assert seen == [3, 3, 1]
 
 
 def test_no_clips(model: Cnn6Sep) -> None:

@@ -16,7 +16,7 @@ namespace {
 
 // Clips first to first + count of a job.
 Infer part_of(Infer job, int64_t first, int64_t count) {
-  const int64_t size = job.dtype == DType::f64 ? 8 : job.dtype == DType::f32 ? 4 : 2;
+  const int64_t size = size_of(job.dtype);
   Input& input = job.input;
   input.x.data = static_cast<char*>(input.x.data) + first * input.x.n * size;
   job.y.data = static_cast<char*>(job.y.data) + first * job.y.n * size;

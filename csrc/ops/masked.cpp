@@ -71,7 +71,7 @@ void run_shared(const MaskedKernels& k, Masked job, Noted& direct) {
 
 void run_direct(const Masked& job, int64_t clip) {
   Infer each = job.infer;
-  const int64_t size = each.dtype == DType::f64 ? 8 : each.dtype == DType::f32 ? 4 : 2;
+  const int64_t size = size_of(each.dtype);
   each.input.clips = job.copies;
   each.input.x.data = static_cast<char*>(each.input.x.data) + clip * each.input.x.n * size;
   each.input.x.n = 0;

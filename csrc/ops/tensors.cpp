@@ -29,6 +29,8 @@ DType dtype_of(const Tensor& x) {
   }
 }
 
+int64_t size_of(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
+
 Map map_of(const Tensor& x) {
   return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
 }

@@ -14,6 +14,7 @@ namespace fastsep {
 using torch::stable::Tensor;
 
 DType dtype_of(const Tensor& x);
+int64_t size_of(DType dtype);  // bytes
 Map map_of(const Tensor& x);
 void check_map(const Tensor& x);
 

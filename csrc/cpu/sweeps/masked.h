@@ -188,7 +188,7 @@ class MaskedSweep {
       if (i + 1 < n) {
         project(i + 1);
       } else {
-        cross(stage, 0, outputs_, [&](int64_t from, int64_t count) {
+        cross(stage, [&](int64_t from, int64_t count) {
           for (int64_t k = 0; k < count; ++k) keep(constant_y_, targets_[from + k], k);
         });
       }
@@ -276,7 +276,7 @@ class MaskedSweep {
     const Stage& stage = stages_[n - 1];
     outputs_ = 0;
     if (with_base_) list_base(n, row);
-    cross(stage, 0, outputs_, [&](int64_t from, int64_t count) {
+    cross(stage, [&](int64_t from, int64_t count) {
       for (int64_t k = 0; k < count; ++k) keep(base_y_, targets_[from + k], k);
     });
     outputs_ = 0;
@@ -296,7 +296,7 @@ class MaskedSweep {
       list_mixed(n, copy, row,
                  [&](int64_t a, int64_t f) { return int32_t((copy * 2 + a) * last_.bins + f); });
     }
-    cross(stage, 0, outputs_, [&](int64_t from, int64_t count) {
+    cross(stage, [&](int64_t from, int64_t count) {
       for (int64_t k = 0; k < count; ++k) {
         const int64_t at = targets_[from + k], copy_row = at / last_.bins;
         put(list_ + k * L, kListStride, copy_row / 2, 2 * row + copy_row % 2, at % last_.bins);
@@ -452,12 +452,11 @@ class MaskedSweep {
     targets_[outputs_++] = target;
   }
 
-  // The listed outputs [first, stop) of a stage, piece by piece: take(first, count) finds a piece
-  // in list_.
+  // The listed outputs of a stage, piece by piece: take(first, count) finds a piece in list_.
   template <class Take>
-  void cross(const Stage& stage, int64_t first, int64_t stop, Take take) const {
-    for (; first < stop; first += kChunk) {
-      const int64_t count = least(kChunk, stop - first);
+  void cross(const Stage& stage, Take take) const {
+    for (int64_t first = 0; first < outputs_; first += kChunk) {
+      const int64_t count = least(kChunk, outputs_ - first);
       if (stage.lone) {
         for (int64_t g = 0; g < stage.groups; g += kTileVectors) {
           with_count<kTileVectors>(least(kTileVectors, stage.groups - g), [&](auto nv) {
@@ -478,7 +477,7 @@ class MaskedSweep {
   void project(int64_t i) const {
     const Stage& stage = stages_[i];
     const Blocked<T> list{list_, kListStride};
-    cross(stages_[i - 1], 0, outputs_, [&](int64_t first, int64_t count) {
+    cross(stages_[i - 1], [&](int64_t first, int64_t count) {
       const auto place = [to = targets_ + first](int64_t k) { return int64_t(to[k]); };
       T* const z = stage.cells.base();
       const int64_t stride = 4 * L;
@@ -501,16 +500,10 @@ class MaskedSweep {
 
   // One position of a copy's result, from vectors `step` elements apart.
   void put(const T* from, int64_t step, int64_t copy, int64_t t, int64_t f) const {
-    const Map& y = job_.infer.y;
-    const int64_t channels = stages_[job_.infer.num_blocks - 1].block.out;
-    S* to = row_of<S>(y, clip_ * job_.copies + first_ + copy, t) + f * y.f;
-    for (int64_t c = 0; c < channels; c += L, from += step) {
-      if (channels - c >= L) {
-        store_as<S>(to + c, load(from));
-      } else {
-        for (int64_t l = 0; l < channels - c; ++l) narrow(from[l], to[c + l]);
-      }
-    }
+    Map y = job_.infer.y;
+    y.data = static_cast<S*>(y.data) + f * y.f;
+    store_blocked<S>(from, step, y, clip_ * job_.copies + first_ + copy, t,
+                     stages_[job_.infer.num_blocks - 1].block.out, 1);
   }
 
   static constexpr int64_t kListStride = (kChunk | 1) * L;

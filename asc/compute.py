@@ -5,12 +5,12 @@
     bf16      training: the network under autocast to bfloat16, its parameters in float32;
               inference: bfloat16 inputs of the 1x1 convolutions, where the machine has kernels
 
-How masked copies are computed (`--tta-engine`):
+Log-mels, losses, softmax and scores are in float32 or better under each of them.
+
+How masked copies are computed (`--tta-engine`), to the same bits:
 
     shared    a copy's own positions only, on a CPU; elsewhere as batched
     batched   each copy by itself
-
-Log-mels, losses, softmax and scores are in float32 or better under each of them.
 
 PyTorch is imported only where it is used: the command line takes its choices from here, and its
 help should not have to wait.
@@ -31,6 +31,8 @@ DeviceName: TypeAlias = Literal["cpu", "cuda"]
 DeviceChoice: TypeAlias = Literal["auto", "cpu", "cuda"]
 Precision: TypeAlias = Literal["float32", "tf32", "bf16"]
 Engine: TypeAlias = Literal["shared", "batched"]
+
+MAX_MASKS = 10_000  # of a clip: two minutes copy by copy; memory does not grow with them
 
 
 def pick_device(name: DeviceChoice, precision: Precision = "float32") -> DeviceName:

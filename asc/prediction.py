@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
 from asc.augment import SpecAugment
-from asc.compute import Engine, Precision, float32_products, send
+from asc.compute import MAX_MASKS, Engine, Precision, float32_products, send
 from asc.errors import UserError
 from asc.model import WIDTHS, Cnn6, Cnn6Sep
 from asc.progress import Advance, counted
@@ -24,7 +24,6 @@ from fastsep import SepConvStack
 Network: TypeAlias = Cnn6Sep | Cnn6
 
 MAX_BATCH_BYTES = 2**30
-MAX_MASKS = 10_000  # two minutes a clip copy by copy; memory does not grow with them
 # Maps of block 1's size that the slowest way to compute it (fastsep's plain-PyTorch reference)
 # holds at once; the fused kernels need far less.
 _MAPS_ALIVE = 6

@@ -17,6 +17,7 @@ from asc.cli.options import (
     Tolerance,
     TtaEngine,
     Weights,
+    tta_of,
 )
 
 
@@ -65,7 +66,6 @@ def command(
     from asc.compute import pick_device
     from asc.data import open_dataset, open_logmels
     from asc.files import check_file, is_stdout, write_results
-    from asc.prediction import Until
     from asc.processes import check_devices
     from asc.report.tables import print_tables, printable, score_tables
     from asc.scoring import score_clips
@@ -87,7 +87,7 @@ def command(
             model,
             logmels,
             clips,
-            tta=Until(tta_tolerance) if tta == "auto" else tta,
+            tta=tta_of(tta, tta_tolerance),
             seed=seed,
             engine=tta_engine,
             device=target,

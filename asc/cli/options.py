@@ -4,17 +4,19 @@ import inspect
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from asc.compute import DeviceChoice, Engine, Precision
+from asc.compute import MAX_MASKS, DeviceChoice, Engine, Precision
 from asc.settings import Option, options
 from asc.training.settings import MAX_SEED, Settings
 
+if TYPE_CHECKING:  # which takes PyTorch to import
+    from asc.prediction import Until
+
 WHOLE = "<int>"  # as the kind of value in the help: its range stands there anyway
 MAX_PROCESSES = 256  # more would sooner bring a machine down than be of use
-MAX_MASKS = 10_000  # as asc.prediction's, which takes PyTorch to import
 
 Weights = Annotated[
     Path, typer.Argument(help="A training checkpoint, folded weights, or an SP4ASC checkpoint.")
@@ -59,6 +61,15 @@ Tolerance = Annotated[
         "error of every averaged probability is no larger than this.",
     ),
 ]
+
+
+def tta_of(masks: int | str, tolerance: float) -> "int | Until":
+    """What --tta and --tta-tolerance ask for."""
+    from asc.prediction import Until
+
+    return masks if isinstance(masks, int) else Until(tolerance)
+
+
 TtaEngine = Annotated[
     Engine,
     typer.Option(

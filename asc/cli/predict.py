@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from asc.cli.options import Device, Devices, Inference, Masks, Seed, Tolerance, TtaEngine, Weights
+from asc.cli.options import (
+    Device,
+    Devices,
+    Inference,
+    Masks,
+    Seed,
+    Tolerance,
+    TtaEngine,
+    Weights,
+    tta_of,
+)
 
 
 def command(
@@ -39,7 +49,6 @@ def command(
     from asc.checkpoint import load_model
     from asc.compute import pick_device
     from asc.data import audio_files, open_logmels, unlabelled
-    from asc.prediction import Until
     from asc.processes import check_devices
     from asc.report.tables import prediction_table, print_tables, printable
     from asc.scoring import predict
@@ -52,7 +61,7 @@ def command(
         found = predict(
             model,
             logmels,
-            tta=Until(tta_tolerance) if tta == "auto" else tta,
+            tta=tta_of(tta, tta_tolerance),
             seed=seed,
             engine=tta_engine,
             device=target,

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from noise import CLIPS, network
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
@@ -30,21 +31,11 @@ from fastsep import SepConvStack, use_backend
 FakeGpu = Callable[..., Any]  # the fixture of conftest
 BACKENDS = ("reference", "triton")
 COPY = 6 * 64 * 32 * 256 * 4  # what is counted for a copy of 32 frames to take, bytes
-CLIPS = [
-    (15 * torch.randn(1, 32, 256, generator=torch.Generator().manual_seed(seed)), seed % 2)
-    for seed in range(5)
-]
 
 
 @pytest.fixture(scope="module")
 def model() -> Cnn6Sep:
-    torch.manual_seed(0)
-    model = Cnn6Sep(4)
-    model.specaugment = SpecAugment(20, 64, 2)
-    with torch.no_grad():
-        model.fc2.weight *= 20  # outputs of an untrained network hardly differ
-        model(torch.stack([x for x, _ in CLIPS]))
-    return model.folded()
+    return network()
 
 
 def test_without_masks(model: Cnn6Sep) -> None:

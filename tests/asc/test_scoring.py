@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from noise import CLIPS, network
 from torch import Tensor
 
 from asc import scoring
-from asc.augment import SpecAugment
 from asc.data import Clip, ClipList, LogMelDataset, unlabelled
 from asc.errors import UserError
 from asc.metrics import score
@@ -17,21 +17,10 @@ from asc.prediction import clip_logits, probabilities
 from asc.processes import Place, shares
 from asc.scoring import Evaluation, predict, score_clips
 
-CLIPS = [
-    (15 * torch.randn(1, 32, 256, generator=torch.Generator().manual_seed(seed)), seed % 2)
-    for seed in range(5)
-]
-
 
 @pytest.fixture(scope="module")
 def model() -> Cnn6Sep:
-    torch.manual_seed(0)
-    model = Cnn6Sep(4)
-    model.specaugment = SpecAugment(20, 64, 2)
-    with torch.no_grad():
-        model.fc2.weight *= 20  # outputs of an untrained network hardly differ
-        model(torch.stack([x for x, _ in CLIPS]))
-    return model.folded()
+    return network()
 
 
 def test_predictions_by_name(model: Cnn6Sep) -> None:

@@ -13,10 +13,10 @@ from asc.checkpoint import load_model
 from asc.compute import DeviceName, pick_device
 from asc.data import LogMelDataset, open_dataset, write_synthetic
 from asc.files import write_json
-from asc.metrics import Scores, confusion_matrix, score
-from asc.prediction import probabilities
+from asc.metrics import Scores, confusion_matrix
 from asc.report.pictures import draw_run
 from asc.report.tables import score_tables, system_name
+from asc.scoring import score_clips
 from asc.speed import Speed, compare
 from asc.training.run import check_new_run, fit
 from asc.training.settings import Settings, get_preset
@@ -63,18 +63,14 @@ def run(out: Path, seed: int, device: DeviceName = "cpu") -> None:
     console.print(f"3. Evaluation: {len(validation)} clips, without and with {TTA} TTA.")
     weights = out / "run" / "folded.pt"
     model = load_model(weights)
-    found = {
-        masks: probabilities(model, held_out, tta=masks, seed=seed, device=device)
-        for masks in (0, TTA)
-    }
-    labels = [label for label in validation.labels if label is not None]
-    scores = {
-        masks: score(p, labels, model.classes, validation.devices) for masks, p in found.items()
-    }
+    found = score_clips(model, held_out, validation, tta=TTA, seed=seed, device=device)
+    scores = found.scores
     for table in score_tables(scores):
         console.print(table)
     picture = out / "picture.png"
-    draw_run(out / "run", confusion_matrix(found[TTA], labels), model.classes, picture)
+    labels = [label for label in validation.labels if label is not None]
+    confusion = confusion_matrix(found.probabilities[TTA], labels)
+    draw_run(out / "run", confusion, model.classes, picture)
 
     console.print("4. Speed: the folded network with fused layers and with nn.Conv2d layers.")
     speed = compare(weights, device)

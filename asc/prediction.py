@@ -16,7 +16,7 @@ from asc.augment import SpecAugment
 from asc.compute import MAX_MASKS, Engine, Precision, float32_products, send
 from asc.errors import UserError
 from asc.model import WIDTHS, Cnn6, Cnn6Sep
-from asc.progress import Advance, counted
+from asc.progress import counted
 from asc.seeds import mixed_seed
 from asc.task import N_MELS
 from fastsep import SepConvStack
@@ -110,10 +110,14 @@ def probabilities(
         computing(model, device, precision) as (network, where),
         counted(f"evaluation, {tta_name(tta)}", len(items)) as advance,
     ):
-        every = range(len(items))
-        results, _ = masked(
-            network, items, every, where, advance, tta, seed, engine, max_batch_bytes
-        )
+        results, names = rows(network, len(items), where), item_names(items) or range(len(items))
+        for batch in batches(network, items, max_batch_bytes=max_batch_bytes, engine=engine):
+            logmels = stacked(items, batch, where)
+            of_batch = [names[index] for index in batch]
+            results[batch.start : batch.stop], _ = masked(
+                network, logmels, of_batch, tta, seed, engine, max_batch_bytes
+            )
+            advance(len(batch))
     return checked(results, items)
 
 
@@ -138,7 +142,10 @@ def clip_logits(
         computing(model, device, precision) as (network, where),
         counted("evaluation", len(items)) as advance,
     ):
-        logits = unmasked(network, items, range(len(items)), where, advance, max_batch_bytes)
+        logits = rows(network, len(items), where)
+        for batch in batches(network, items, max_batch_bytes=max_batch_bytes):
+            logits[batch.start : batch.stop] = network(stacked(items, batch, where))
+            advance(len(batch))
     return checked(logits, items)
 
 
@@ -180,58 +187,58 @@ def masked_logits(
     return torch.stack(logits).double()
 
 
-def unmasked(
+def batches(
     network: Network,
     items: LogMelItems,
-    indices: range,
-    device: torch.device,
-    advance: Advance,
+    *,
     max_batch_bytes: int = MAX_BATCH_BYTES,
-) -> Tensor:
-    """Logits of the items of these indices, still on the device and not looked at.
+    engine: Engine = "batched",
+) -> Iterator[range]:
+    """Indices of items that go through the network together: all items, in order."""
+    if len(items):
+        size = batch_size(items[0][0].shape[1], max_batch_bytes)
+        if _shares(network, engine):
+            size += -size % torch.get_num_threads()  # masked copies: a clip a thread
+        for start in range(0, len(items), size):
+            yield range(start, min(start + size, len(items)))
 
-    Args:
-        network, device: of `computing`.
-        advance: called with numbers of clips that are done.
-    """
-    size = batch_size(items[0][0].shape[1], max_batch_bytes) if len(items) else 1
-    logits = _results(network, indices, device)
-    for start in range(0, len(indices), size):
-        chosen = indices[start : start + size]
-        batch = torch.stack([items[index][0] for index in chosen])
-        logits[start : start + size] = network(send(batch, device))
-        advance(len(chosen))
-    return logits
+
+def stacked(items: LogMelItems, indices: range, device: torch.device) -> Tensor:
+    """The log-mels of some items, (n, 1, T, 256)."""
+    return send(torch.stack([items[index][0] for index in indices]), device)
 
 
 def masked(
     network: Network,
-    items: LogMelItems,
-    indices: range,
-    device: torch.device,
-    advance: Advance,
+    logmels: Tensor,
+    names: Sequence[str | int],
     tta: int | Until,
     seed: int,
     engine: Engine = "shared",
     max_batch_bytes: int = MAX_BATCH_BYTES,
 ) -> tuple[Tensor, Tensor]:
-    """Probabilities of the items of these indices under masks; otherwise as `unmasked`.
+    """Probabilities of clips under masks, not looked at.
+
+    Args:
+        network: of `computing`.
+        logmels: (n, 1, T, 256), where the network is.
+        names: of the clips, or their numbers, from which their masks follow.
+        tta, seed, engine, max_batch_bytes: as of `probabilities`.
 
     Returns:
-        (n, classes) float64, and how many masks each is the mean of, (n,) int64.
+        (n, classes) float64 where the network is, and how many masks each is the mean of, (n,)
+        int64 on the CPU.
     """
-    results = _results(network, indices, device)
-    used = torch.zeros(len(indices), dtype=torch.int64)
-    names = item_names(items) or range(len(items))
+    results = rows(network, len(names), logmels.device)
+    used = torch.zeros(len(names), dtype=torch.int64)
+    frames, bins = logmels.shape[2:]
     most = tta.most if isinstance(tta, Until) else tta
     size = torch.get_num_threads() if _shares(network, engine) else 1  # a clip a thread
-    for start in range(0, len(indices), size):
-        chosen = indices[start : start + size]
-        logmels = send(torch.stack([items[index][0] for index in chosen]), device)
-        frames, bins = logmels.shape[2:]
+    for start in range(0, len(names), size):
+        chosen = logmels[start : start + size]
         drawn = [
-            draw_masks(network.specaugment, most, frames, bins, seed, names[index])
-            for index in chosen
+            draw_masks(network.specaugment, most, frames, bins, seed, name)
+            for name in names[start : start + size]
         ]
         means = [_Mean(row) for row in results[start : start + size].zero_()]
         for stripes in _in_steps(drawn, tta):
@@ -239,9 +246,9 @@ def masked(
             if not left:
                 break
             if len(left) < len(chosen):
-                some, stripes = logmels[left], stripes[left]
+                some, stripes = chosen[left], stripes[left]
             else:
-                some = logmels
+                some = chosen
             logits = masked_logits(
                 network, some, stripes, engine=engine, max_batch_bytes=max_batch_bytes
             )
@@ -250,7 +257,6 @@ def masked(
         for row, mean in enumerate(means, start):
             mean.finish()
             used[row] = mean.count
-        advance(len(chosen))
     return results, used
 
 
@@ -364,9 +370,9 @@ def _adapted(model: Network, device: torch.device, precision: Precision) -> Netw
     return model
 
 
-def _results(network: Network, indices: range, device: torch.device) -> Tensor:
+def rows(network: Network, clips: int, device: torch.device) -> Tensor:
     """Room for a row a clip: on the device, so that nothing waits for it before the end."""
-    return torch.empty(len(indices), len(network.classes), dtype=torch.float64, device=device)
+    return torch.empty(clips, len(network.classes), dtype=torch.float64, device=device)
 
 
 def checked(results: Tensor, items: LogMelItems) -> Tensor:

@@ -7,7 +7,8 @@ from functools import partial
 from typing import TypeAlias, TypeVar
 
 from rich.console import Console
-from rich.progress import Progress, track
+from rich.progress import Progress, ProgressColumn, Task, track
+from rich.text import Text
 
 T = TypeVar("T")
 Advance: TypeAlias = Callable[[int], None]  # takes how many more are done
@@ -37,11 +38,28 @@ def tracked(
 
 
 @contextmanager
-def counted(description: str, total: int) -> Iterator[Advance]:
-    """Inside there is such a bar, which is told how much is done."""
+def counted(
+    description: str, total: int, *, completed: int = 0, unit: str | None = None
+) -> Iterator[Advance]:
+    """Inside there is such a bar, which is told how much is done; with a unit it says how fast."""
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not _is_seen(console)) as progress:
-        yield partial(progress.advance, progress.add_task(description, total=total))
+    columns = Progress.get_default_columns() + ((_Speed(unit),) if unit else ())
+    with Progress(
+        *columns, console=console, transient=True, disable=not _is_seen(console)
+    ) as progress:
+        task = progress.add_task(description, total=total, completed=completed)
+        yield partial(progress.advance, task)
+
+
+class _Speed(ProgressColumn):
+    """So many units a second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} {self.unit}/s" if task.speed else "")
 
 
 def _is_seen(console: Console) -> bool:

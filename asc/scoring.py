@@ -1,6 +1,8 @@
 """The classes of clips and the scores of a data set, by one process or several."""
 
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,26 +10,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from asc.compute import Engine, Precision
+import fastsep
+from asc.compute import Engine, Precision, send
+from asc.errors import note
+from asc.journal import Journal, digest
 from asc.metrics import Scores, score
 from asc.prediction import (
-    MAX_BATCH_BYTES,
     LogMelItems,
     Network,
     Until,
-    batch_size,
+    batches,
     check,
     checked,
     computing,
+    item_names,
     masked,
+    stacked,
     tta_name,
-    unmasked,
 )
 from asc.processes import Place, run, shares
 from asc.progress import Advance, counted
 
 if TYPE_CHECKING:  # readers of audio, which nothing here needs
     from asc.data import ClipList
+
+_KEEP_EVERY = 5.0  # seconds of work that a kill may cost; a GPU is waited for as often
 
 
 @dataclass(frozen=True)
@@ -44,13 +51,31 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Scores of a network by `tta`: without masks, and with them if there were any.
+class Outputs:
+    """What a network says of clips, all on the CPU.
 
+    logits: of the unmasked clips, (N, classes) float64.
+    probabilities: under the masks, or without any, (N, classes) float64.
+    masks: how many each clip had.
+    """
+
+    logits: Tensor
+    probabilities: Tensor
+    masks: list[int]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a network, and the probabilities they are of, (N, classes) float64, by `tta`:
+    without masks, and with them if there were any.
+
+    logits: of the unmasked clips, (N, classes) float64.
     masks: how many each clip had.
     """
 
     scores: dict[int | Until, Scores]
+    probabilities: dict[int | Until, Tensor]
+    logits: Tensor
     masks: list[int]
 
 
@@ -64,17 +89,30 @@ def predict(
     device: torch.device | str | None = None,
     precision: Precision = "float32",
     devices: int = 1,
+    journal: Journal | None = None,
 ) -> list[Prediction]:
-    """The class of every item, under its name; arguments and errors as of `score_clips`."""
-    logits, p, used = _outputs(model, items, tta, seed, engine, device, precision, devices)
+    """The class of every item, under its name; arguments and errors as of `outputs`."""
+    found = outputs(
+        model,
+        items,
+        tta=tta,
+        seed=seed,
+        engine=engine,
+        device=device,
+        precision=precision,
+        devices=devices,
+        journal=journal,
+    )
     return [
         Prediction(
             label=model.classes[row.index(max(row))],
             probabilities=dict(zip(model.classes, row, strict=True)),
-            logits=outputs,
+            logits=logits,
             masks=masks,
         )
-        for row, outputs, masks in zip(p.tolist(), logits.tolist(), used, strict=True)
+        for row, logits, masks in zip(
+            found.probabilities.tolist(), found.logits.tolist(), found.masks, strict=True
+        )
     ]
 
 
@@ -89,62 +127,121 @@ def score_clips(
     device: torch.device | str | None = None,
     precision: Precision = "float32",
     devices: int = 1,
+    journal: Journal | None = None,
 ) -> Evaluation:
     """Scores of a network on a data set, without masks, and with tta if not 0.
 
     Args:
         items: log-mels of the clips.
         clips: with all their labels, which count the model's classes.
-        model, tta, seed, engine, device, precision: as of `asc.prediction.probabilities`.
-        devices: processes that share the clips, with a GPU each on "cuda", started here (see
-            `asc.processes.run`). They find what one process finds.
+        model, tta, seed, engine, device, precision, devices, journal: as of `outputs`.
 
     Raises:
-        ValueError, UserError: as `probabilities` and `asc.metrics.score`; a process was killed.
-        KeyboardInterrupt: on Ctrl-C; all processes are gone then.
+        ValueError, UserError, KeyboardInterrupt: as `outputs` and `asc.metrics.score`.
     """
     labels = [label for label in clips.labels if label is not None]
-    logits, p, used = _outputs(model, items, tta, seed, engine, device, precision, devices)
-    found: dict[int | Until, Tensor] = {0: logits.softmax(dim=1), tta: p}
-    return Evaluation(
-        {masks: score(p, labels, model.classes, clips.devices) for masks, p in found.items()}, used
+    found = outputs(
+        model,
+        items,
+        tta=tta,
+        seed=seed,
+        engine=engine,
+        device=device,
+        precision=precision,
+        devices=devices,
+        journal=journal,
     )
+    probabilities: dict[int | Until, Tensor] = {0: found.logits.softmax(dim=1)}
+    probabilities[tta] = found.probabilities
+    scores = {
+        masks: score(p, labels, model.classes, clips.devices) for masks, p in probabilities.items()
+    }
+    return Evaluation(scores, probabilities, found.logits, found.masks)
 
 
-def _outputs(
+def outputs(
     model: Network,
     items: LogMelItems,
-    tta: int | Until,
-    seed: int,
-    engine: Engine,
-    device: torch.device | str | None,
-    precision: Precision,
-    devices: int,
-) -> tuple[Tensor, Tensor, list[int]]:
-    """`asc.prediction`'s `clip_logits` and `probabilities`, both at once, and numbers of masks."""
+    *,
+    tta: int | Until = 0,
+    seed: int = 0,
+    engine: Engine = "shared",
+    device: torch.device | str | None = None,
+    precision: Precision = "float32",
+    devices: int = 1,
+    journal: Journal | None = None,
+) -> Outputs:
+    """Logits of every item without masks and its probabilities with them, in one go.
+
+    Args:
+        model, items, tta, seed, engine, device, precision: as of `asc.prediction.probabilities`.
+        devices: processes that share the clips, with a GPU each on "cuda", started here (see
+            `asc.processes.run`). They find what one process finds.
+        journal: of `evaluation_journal`: keeps what is done; what it has is not computed again.
+
+    Raises:
+        ValueError, UserError: as `probabilities`; a process was killed.
+        KeyboardInterrupt: on Ctrl-C; all processes are gone then.
+    """
     check(model, tta, seed)
-    clips = len(items)
-    count = max(1, min(devices, clips))
     # Batches are those of one process: last bits may depend on them on GPUs and in plain PyTorch.
-    size = batch_size(items[0][0].shape[1], MAX_BATCH_BYTES) if clips else 1
-    parts = zip(shares(clips, count, size), shares(clips if tta else 0, count), strict=True)
-    work = [(model, items, *part, tta, seed, engine, device, precision) for part in parts]
+    every = list(batches(model, items, engine=engine))
+    done = journal.read()[1] if journal else np.zeros(len(items), dtype=bool)
+    whole = sum(len(batch) for batch in every if done[batch].all())
+    if whole:
+        note(f"{whole} of {len(items)} clips were done before an interruption")
+    count = max(1, min(devices, len(every)))
+    parts = [every[part.start : part.stop] for part in shares(len(every), count)]
+    work = [(model, items, part, tta, seed, engine, device, precision, journal) for part in parts]
     description = f"evaluation, {tta_name(tta)}" if tta else "evaluation"
-    with counted(description, clips * (1 + _weight(tta))) as advance:
-        if count == 1:
-            found = [_part(Place(), advance, *work[0])]
-        else:
-            found = run(_part, work, advance=advance)
-    logits, p, used = (torch.from_numpy(np.concatenate(each)) for each in zip(*found, strict=True))
-    checked(logits, items)
-    if not tta:
-        return logits, logits.softmax(dim=1), [0] * clips
-    return logits, checked(p, items), used.tolist()
+    with counted(description, len(items), completed=whole, unit="clips") as advance:
+        found = (
+            [_part(Place(), advance, *work[0])] if count == 1 else run(_part, work, advance=advance)
+        )
+    classes = len(model.classes)
+    rows = torch.from_numpy(np.concatenate(found))
+    logits = checked(rows[:, :classes], items)
+    p = checked(rows[:, classes:-1], items)
+    return Outputs(logits, p, rows[:, -1].long().tolist())
 
 
-def _weight(tta: int | Until) -> int:
-    """How long a clip's masked copies take, for the progress bar, where it itself takes 1."""
-    return 10 if isinstance(tta, Until) else tta
+def evaluation_journal(
+    folder: Path, model: Network, clips: "ClipList", *settings: object
+) -> Journal | None:
+    """A journal of the outputs of a network on audio files; None, which is said, if none can be.
+
+    Args:
+        folder: where its file is to be; made if missing.
+        model: the network, on the CPU.
+        clips: the files. Of one that has changed since, nothing is taken over.
+        settings: what else the outputs depend on.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _note_unkept(folder, error)
+        return None
+    of_all = digest(
+        fastsep.__version__,
+        fastsep.backends(),
+        torch.__version__,
+        model.classes,
+        model.specaugment,
+        *settings,
+        *(
+            part
+            for name, tensor in model.state_dict().items()
+            for part in (name, tensor.shape, tensor.numpy().tobytes())
+        ),
+    )
+    depends = [digest(of_all, *clip.state()) for clip in clips]
+    path = folder / f"evaluation-{digest(*depends).hex()[:16]}.part"
+    return Journal(path, depends, _width(model))
+
+
+def _width(model: Network) -> int:
+    """Of a row: logits, probabilities, and how many masks there were."""
+    return 2 * len(model.classes) + 1
 
 
 @torch.inference_mode()
@@ -153,22 +250,62 @@ def _part(
     advance: Advance,
     model: Network,
     items: LogMelItems,
-    plain: range,
-    augmented: range,
+    parts: list[range],
     tta: int | Until,
     seed: int,
     engine: Engine,
     device: torch.device | str | None,
     precision: Precision,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """One process's part of `_outputs`: of some clips the logits, of some the probabilities."""
+    journal: Journal | None,
+) -> NDArray[np.float64]:
+    """One process's part of `outputs`, some batches in a row: a row a clip, see `_width`."""
     if device == "cuda" and place.count > 1:
         device = f"cuda:{place.local_rank}"
-
-    def advance_masked(clips: int) -> None:
-        advance(_weight(tta) * clips)
-
+    if not parts:
+        return np.empty((0, _width(model)))
+    first, classes = parts[0].start, len(model.classes)
+    names = item_names(items) or range(len(items))
+    before, done = journal.read() if journal else (np.empty(0), np.zeros(len(items), dtype=bool))
     with computing(model, device, precision) as (network, where):
-        logits = unmasked(network, items, plain, where, advance)
-        p, used = masked(network, items, augmented, where, advance_masked, tta, seed, engine)
-    return logits.cpu().numpy(), p.cpu().numpy(), used.numpy()
+        rows = torch.zeros(parts[-1].stop - first, _width(model), dtype=torch.float64, device=where)
+        kept = at = 0
+        last = time.monotonic()
+
+        def keep() -> None:
+            nonlocal journal, kept, last
+            if journal and at > kept:
+                try:
+                    journal.write(first + kept, rows[kept:at].cpu().numpy())
+                except OSError as error:
+                    _note_unkept(journal.path, error)
+                    journal = None
+            kept, last = at, time.monotonic()
+
+        try:
+            for batch in parts:
+                start, stop = batch.start - first, batch.stop - first
+                if done[batch].all():
+                    rows[start:stop] = torch.from_numpy(before[batch])
+                else:
+                    logmels = stacked(items, batch, where)
+                    rows[start:stop, :classes] = network(logmels)
+                    p = rows[start:stop, :classes].softmax(dim=1)
+                    if tta:
+                        of_batch = [names[index] for index in batch]
+                        p, used = masked(network, logmels, of_batch, tta, seed, engine)
+                        rows[start:stop, -1] = send(used.double(), where)
+                    rows[start:stop, classes:-1] = p
+                    advance(len(batch))
+                at = stop
+                if time.monotonic() - last > _KEEP_EVERY:
+                    keep()
+        finally:
+            keep()
+    return rows.cpu().numpy()
+
+
+def _note_unkept(path: Path, error: OSError) -> None:
+    note(
+        f"{path}: cannot be written ({error.strerror or error}), so that an evaluation which is "
+        "interrupted will begin anew"
+    )

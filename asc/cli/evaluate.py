@@ -64,11 +64,11 @@ def command(
 
     from asc.checkpoint import load_model
     from asc.compute import pick_device
-    from asc.data import open_dataset, open_logmels
+    from asc.data import open_dataset, open_logmels, user_cache
     from asc.files import check_file, is_stdout, write_results
     from asc.processes import check_devices
     from asc.report.tables import print_tables, printable, score_tables
-    from asc.scoring import score_clips
+    from asc.scoring import evaluation_journal, score_clips
 
     target = pick_device(device, precision)
     check_devices(devices, target)
@@ -82,17 +82,22 @@ def command(
             "for data that was not trained on, --split all scores all of them",
             file=sys.stderr,
         )
+    masks = tta_of(tta, tta_tolerance)
+    journal = evaluation_journal(
+        cache or user_cache(), model, clips, masks, seed, target, precision
+    )
     with open_logmels(clips, cache, target) as logmels:
         found = score_clips(
             model,
             logmels,
             clips,
-            tta=tta_of(tta, tta_tolerance),
+            tta=masks,
             seed=seed,
             engine=tta_engine,
             device=target,
             precision=precision,
             devices=devices,
+            journal=journal,
         )
     taken = json_file is not None and is_stdout(json_file)  # the tables make way
     print_tables(Console(stderr=taken), score_tables(found.scores, clips.of, found.masks))
@@ -113,3 +118,5 @@ def command(
             names = [printable(clip.path) for clip in clips]
             content["masks"] = dict(zip(names, found.masks, strict=True))
         write_results(json_file, content)
+    if journal is not None:
+        journal.remove()

@@ -4,7 +4,7 @@ from asc.data.audio import fit_length, load_clip, read_audio
 from asc.data.clips import Clip, ClipList, unlabelled
 from asc.data.folders import read_folders
 from asc.data.layouts import audio_files, open_dataset
-from asc.data.logmels import LogMelDataset, choose_cache
+from asc.data.logmels import LogMelDataset, choose_cache, user_cache
 from asc.data.stream import LogMelStream, open_logmels
 from asc.data.synthetic import write_synthetic
 from asc.data.tau import Split, read_tau
@@ -25,5 +25,6 @@ __all__ = [
     "read_folders",
     "read_tau",
     "unlabelled",
+    "user_cache",
     "write_synthetic",
 ]

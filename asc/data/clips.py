@@ -1,9 +1,12 @@
 """What a clip is, and a list of them."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from asc.errors import UserError
 
 # scene-city-location-segment-device, since the edition of 2022 segment-part-device; evaluation sets
 # have devices beyond those of DEVICES.
@@ -17,6 +20,19 @@ class Clip:
     path: Path
     label: int | None
     device: str | None
+
+    def state(self) -> tuple[bytes, int, int]:
+        """The file's absolute path, its size, and when it was changed (ns).
+
+        Raises:
+            UserError: there is no such file any more.
+        """
+        path = self.path.absolute()
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read ({error.strerror or error})") from error
+        return os.fsencode(path), stat.st_size, stat.st_mtime_ns
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+import fastsep
 from asc.compute import send
 from asc.data.audio import load_clip
 from asc.data.cache import Marks, Rows, filled
@@ -115,6 +116,12 @@ def clip_logmel(front_end: LogMel, path: Path, device: torch.device) -> Tensor:
     return front_end(send(load_clip(path), device))[0].cpu()
 
 
+def user_cache() -> Path:
+    """The folder of what is kept of our own accord: `asc` among the user's caches."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home, "asc")
+
+
 def choose_cache(clips: int, asked: Path | None = None) -> Path | None:
     """The folder to keep the log-mels of so many clips in; None for memory.
 
@@ -124,8 +131,7 @@ def choose_cache(clips: int, asked: Path | None = None) -> Path | None:
     size = clips * _BYTES
     if asked is not None or size <= _MOST:
         return asked
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(home, "asc")
+    folder = user_cache()
     print(
         f"asc: the log-mels of {clips} clips, {size / 1e9:.1f} GB, are kept in {folder} "
         "(--cache FOLDER: elsewhere)",
@@ -155,14 +161,10 @@ def _in_memory(clips: int, compute: Callable[[int], Rows]) -> Rows:
 def _identity(clips: ClipList, folder: Path, device: str) -> tuple[Path, Marks]:
     """The file for these clips, and for each a mark of what its log-mel depends on."""
     names, marks = hashlib.sha256(), []
+    kernels = fastsep.backends()["cpu"].available  # whose last bits are not plain PyTorch's
     for clip in clips:
-        path = clip.path.absolute()
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise UserError(f"{clip.path}: cannot be read ({error.strerror or error})") from error
-        names.update(os.fsencode(path) + b"\0")
-        content = repr((*_SETTINGS, device, stat.st_size, stat.st_mtime_ns)).encode()
+        path, *of_file = clip.state()
+        names.update(path + b"\0")
+        content = repr((*_SETTINGS, device, kernels, *of_file)).encode()
         marks.append(int.from_bytes(hashlib.sha256(content).digest()[:8]))
-    path = folder / f"logmels-{names.hexdigest()[:16]}.npy"
-    return path, np.array(marks, dtype=np.uint64)
+    return folder / f"logmels-{names.hexdigest()[:16]}.npy", np.array(marks, dtype=np.uint64)

@@ -19,6 +19,14 @@ from asc.errors import UserError
 aten = torch.ops.aten
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is kept of our own accord, here and by the processes that tests start, is the tests'."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def refused() -> Callable[..., AbstractContextManager[None]]:
     """refused(parts...): inside, a UserError is raised, in one line in which the parts occur."""

@@ -181,9 +181,10 @@ class TestUntilThereAreEnough:
 
     @staticmethod
     def masked(model: Cnn6Sep, items: Any, until: Until) -> tuple[Tensor, Tensor]:
-        every, here = range(len(items)), torch.device("cpu")
+        logmels = torch.stack([logmel for logmel, _ in items])
+        names = item_names(items) or range(len(items))
         with torch.inference_mode():
-            return prediction.masked(model, items, every, here, lambda n: None, until, 3)
+            return prediction.masked(model, logmels, names, until, 3)
 
     @pytest.mark.parametrize("threads", [1, 2])
     def test_alone_and_beside_others(self, model: Cnn6Sep, threads: int) -> None:
@@ -279,7 +280,7 @@ def test_evaluation_never_waits_for_the_gpu(
         gpu.seen.clear()
         results = probabilities(model, clips, tta=tta, device="cuda", precision=precision)
     assert results.device == gpu.device and results.shape == (5, 3)
-    assert len(gpu.seen) == (2 * len(clips) if tta else 1)  # clips and masks; one batch
+    assert len(gpu.seen) == 1 + (len(clips) if tta else 0)  # one batch; masks of each clip
     assert not gpu.waits()
 
 

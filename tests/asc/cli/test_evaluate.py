@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from asc import prediction
 from asc.model import Cnn6Sep
 
 Asc = Callable[..., tuple[int, str, str]]
@@ -65,6 +66,30 @@ def test_devices_share_the_clips(classes: tuple[Path, Path], asc_: Asc) -> None:
     assert answers[0][0] == 0 and answers[0] == answers[1]
     results = json.loads(answers[0][1])["results"]
     assert [scores["tta"] for scores in results] == [0, 2]
+
+
+def test_an_interrupted_evaluation_goes_on(
+    classes: tuple[Path, Path], asc_: Asc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the clip that is left, to the same scores, and leaves nothing behind."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(prediction, "batch_size", lambda frames, limit: 1)
+    arguments = ("evaluate", *classes, "--tta", "2", "--tta-engine", "batched", "--json", "-")
+    expected = asc_(*arguments)[:2]
+    kept, masked, calls = tmp_path / "cache" / "asc", prediction.masked_logits, []
+    assert expected[0] == 0 and not list(kept.iterdir())
+
+    def interrupted(*args: Any, **options: Any) -> Tensor:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return masked(*args, **options)
+
+    monkeypatch.setattr(prediction, "masked_logits", interrupted)
+    assert asc_(*arguments)[0] == 130
+    assert len(list(kept.iterdir())) == 1
+    assert asc_(*arguments)[:2] == expected
+    assert len(calls) == 3 and not list(kept.iterdir())
 
 
 def test_both_engines_give_the_same_scores(

@@ -7,6 +7,7 @@ one. Where it is finite, value and error bound are known too.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,46 @@ from torch.nn.functional import pad
 
 EPS, LARGEST = 2.0**-23, 2.0**128  # of float32, which all kernels but those for float64 compute in
 SMALLEST = 2.0**-126  # what underflow may cost a result, in all
+
+
+VALUES = torch.tensor([torch.nan, torch.inf, 3e38, 1e38, 1e20, 1e-30, 1e-38, 1e-45, 0.0])
+
+
+@dataclass(frozen=True)
+class Case:
+    """Arguments with a share of `VALUES` of either sign among them, or all huge or tiny."""
+
+    x: Tensor
+    first: tuple[Tensor, ...]
+    second: tuple[Tensor, ...]
+    grad: Tensor  # of the bare operator
+    dilation: int
+    pool: int
+
+    @staticmethod
+    def draw(seed: int) -> "Case":
+        rng = torch.Generator().manual_seed(seed)
+
+        def one_of(*choices: Any) -> Any:
+            return choices[int(torch.randint(len(choices), (), generator=rng))]
+
+        def some(share: float, *shape: int) -> Tensor:
+            values = torch.randn(shape, generator=rng)
+            extreme = VALUES[torch.randint(len(VALUES), shape, generator=rng)]
+            extreme = extreme * (1 - 2 * torch.randint(2, shape, generator=rng))
+            return torch.where(torch.rand(shape, generator=rng) < share, extreme, values)
+
+        cin, cout = one_of(1, 1, 2, 3), one_of(1, 3, 8, 20)
+        shape = (one_of(1, 2, 3), cin, one_of(1, 5, 9, 14), one_of(1, 4, 13, 20))
+        of_x, of_weights = one_of(0, 0.01, 0.05, 0.3), one_of(0, 0, 0.03, 0.2)
+
+        def block(cin: int, cout: int) -> tuple[Tensor, ...]:
+            drawn = [some(of_weights, *s) for s in ((cout, cin), (cout, 3), (cout, 3), (cout,))]
+            return tuple(w * one_of(1, 1, 1, 1, 1e-38, 1e-20, 1e20, 1e30) for w in drawn)
+
+        x = some(of_x, *shape) * one_of(1, 1, 1e-38, 1e-20, 1e20, 1e38)
+        grad = some(of_x, shape[0], cout, *shape[2:])
+        return Case(x, block(cin, cout), block(cout, 5), grad, one_of(1, 2, 3), one_of(1, 2, 3))
 
 
 @dataclass(frozen=True)
@@ -146,7 +187,7 @@ def check(what: str, got: Tensor, known: Known) -> float:
     """The share of elements whose class is known; all of those have it, and finite ones their
     value."""
     value, sure = known.value, known.sure
-    got = got.detach().double()
+    got = got.detach().double().cpu()
     same = torch.where(value.isnan(), got.isnan(), got == value)
     near = (got - value).abs() <= known.error + EPS * value.abs() + SMALLEST
     wrong = sure & ~torch.where(value.isfinite(), near, same)

@@ -15,8 +15,10 @@ from fastsep.triton.shared import (
     inside,
     load_bias,
     load_input,
+    load_lone,
     load_taps,
     lone_cross,
+    lone_y,
     place,
     pointers,
     project,
@@ -57,7 +59,7 @@ def sums_kernel(x, grad, positive, sums, weights, size, spans, length, windows, 
         at = pointers(grad, n, channel, t // M.POOL, f // M.POOL)
         g = tl.load(at, mask=mine, other=0.0).to(M.ACC) * (1.0 / (M.POOL * M.POOL))
         if M.RELU:
-            keep = kept(up, centre, down, left, right, taps, bias)
+            keep = kept(cross(up, centre, down, left, right, taps, bias))
             tl.store(pointers(positive, n, channel, t, f), keep.to(tl.int8), mask=mine)
             g = tl.where(keep, g, 0.0)
         of_up += g * up
@@ -82,6 +84,7 @@ def lone_sums_kernel(
     here = place(size, spans, length, windows, M)
     taps = load_taps(weights, size, here.channel, M)
     bias = load_bias(weights, size, here.channel, M)
+    p = load_lone(weights, size, here.channel, M)
     n, channel = here.n, here.channel
     mine = (channel < size.channels_out)[:, None] & (here.f < size.bins // M.POOL)[None, :]
     of_up = tl.zeros((C, BINS), M.ACC)
@@ -100,7 +103,8 @@ def lone_sums_kernel(
                 up, centre, down, left, right = lone_cross(x, size, n, t, f, M)
                 g = whole
                 if M.RELU:
-                    keep = kept(up, centre, down, left, right, taps, bias)
+                    y = lone_y(up, centre, down, left, right, p, taps, bias, size, t, f, M)
+                    keep = kept(y)
                     tl.store(pointers(positive, n, channel, t, f), keep.to(tl.int8), mask=mine)
                     g = tl.where(keep, g, 0.0)
                 of_up += g * up
@@ -113,9 +117,8 @@ def lone_sums_kernel(
 
 
 @triton.jit
-def kept(up, centre, down, left, right, taps, bias):
+def kept(y):
     """Where ReLU lets the gradient pass: as in PyTorch, where y is NaN too."""
-    y = cross(up, centre, down, left, right, taps, bias)
     return (y > 0) | (y != y)
 
 
@@ -149,15 +152,23 @@ def load_g(grad, positive, size, n, channel, t, f, M: tl.constexpr):
 
 
 @triton.jit
+def through(tap, grad, positive, size, n, channel, t, f, M: tl.constexpr):
+    """What one tap hands back from t and f; from outside the map nothing, even if it is inf."""
+    g = load_g(grad, positive, size, n, channel, t, f, M)
+    return tl.where(inside(size, t, f)[None, :], tap * g, 0.0)
+
+
+@triton.jit
 def load_dz(grad, positive, taps, size, n, channel, t, f, M: tl.constexpr):
     """dz at channel (channels,) and at t and f, each (columns,)."""
+    D: tl.constexpr = M.DILATION
     g = load_g(grad, positive, size, n, channel, t, f, M)
     dz = taps.centre * g
     dz += taps.middle * g
-    dz += taps.up * load_g(grad, positive, size, n, channel, t + M.DILATION, f, M)
-    dz += taps.down * load_g(grad, positive, size, n, channel, t - M.DILATION, f, M)
-    dz += taps.left * load_g(grad, positive, size, n, channel, t, f + M.DILATION, M)
-    dz += taps.right * load_g(grad, positive, size, n, channel, t, f - M.DILATION, M)
+    dz += through(taps.up, grad, positive, size, n, channel, t + D, f, M)
+    dz += through(taps.down, grad, positive, size, n, channel, t - D, f, M)
+    dz += through(taps.left, grad, positive, size, n, channel, t, f + D, M)
+    dz += through(taps.right, grad, positive, size, n, channel, t, f - D, M)
     return dz
 
 
@@ -181,7 +192,7 @@ def input_kernel(grad, positive, dx, weights, size, M: tl.constexpr):
         taps = load_taps(weights, size, channel, M)
         dz = load_dz(grad, positive, taps, size, n, channel, t, f, M)
         if M.LONE:
-            total += dz  # the taps hold the pointwise weights
+            total += load_lone(weights, size, channel, M) * dz
         else:
             at = weights.pointwise + channel.to(tl.int64)[None, :] * size.channels_in
             mask = (channel_in < size.channels_in)[:, None]

@@ -12,10 +12,11 @@ import triton.language as tl
 from fastsep.triton.shared import (
     along_time,
     aside,
-    cross,
     load_bias,
+    load_lone,
     load_taps,
     lone_cross,
+    lone_y,
     place,
     pointers,
     project,
@@ -74,6 +75,7 @@ def lone_kernel(x, y, weights, size, spans, length, windows, M: tl.constexpr):
     here = place(size, spans, length, windows, M)
     taps = load_taps(weights, size, here.channel, M)
     bias = load_bias(weights, size, here.channel, M)
+    p = load_lone(weights, size, here.channel, M)
     owned = (here.channel < size.channels_out)[:, None] & (here.f < size.bins // M.POOL)[None, :]
     for q in range(here.first, here.stop):
         total = tl.zeros((C, BINS), M.ACC)
@@ -81,7 +83,8 @@ def lone_kernel(x, y, weights, size, spans, length, windows, M: tl.constexpr):
             t = tl.zeros_like(here.f) + (q * M.POOL + i)
             for k in tl.static_range(POOL):
                 f = here.f * M.POOL + k
-                value = cross(*lone_cross(x, size, here.n, t, f, M), taps, bias)
+                up, centre, down, left, right = lone_cross(x, size, here.n, t, f, M)
+                value = lone_y(up, centre, down, left, right, p, taps, bias, size, t, f, M)
                 if M.RELU:
                     value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
                 total += value

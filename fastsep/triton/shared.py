@@ -54,7 +54,7 @@ class Mode(NamedTuple):
     DILATION: int
     POOL: int
     RELU: bool
-    LONE: bool  # one input channel: no matrix product, its weights go into the taps
+    LONE: bool  # one input channel: no matrix product
     CARRY: bool  # each tile of z serves as the one behind, here and ahead in turn
     GATHER: bool  # frequency taps read the tile; otherwise they are tiles of their own
     HALO: int  # columns on each side of a window that only taps reach
@@ -181,7 +181,8 @@ def project(x, weights, size, n, channel, t, f, M: tl.constexpr):
 
 @triton.jit
 def lone_cross(x, size, n, t, f, M: tl.constexpr):
-    """What the taps meet of one input channel at t and f, each (columns,): five (1, columns)."""
+    """x where the taps meet it at t and f, each (columns,), of one input channel: five
+    (1, columns)."""
     lone = tl.arange(0, 1)
     up = load_input(x, size, n, lone, t - M.DILATION, f).to(M.ACC)
     centre = load_input(x, size, n, lone, t, f).to(M.ACC)
@@ -189,6 +190,22 @@ def lone_cross(x, size, n, t, f, M: tl.constexpr):
     left = load_input(x, size, n, lone, t, f - M.DILATION).to(M.ACC)
     right = load_input(x, size, n, lone, t, f + M.DILATION).to(M.ACC)
     return up, centre, down, left, right
+
+
+@triton.jit
+def lone_y(up, centre, down, left, right, p, taps, bias, size, t, f, M: tl.constexpr):
+    """y before ReLU from what `lone_cross` gives. p (channels, 1): the pointwise weights, which x
+    meets before the taps do: their products with these could overflow where y does not."""
+    D: tl.constexpr = M.DILATION
+    return cross(
+        tl.where(inside(size, t - D, f)[None, :], p * up, 0.0),  # which an inf weight would break
+        p * centre,
+        tl.where(inside(size, t + D, f)[None, :], p * down, 0.0),
+        tl.where(inside(size, t, f - D)[None, :], p * left, 0.0),
+        tl.where(inside(size, t, f + D)[None, :], p * right, 0.0),
+        taps,
+        bias,
+    )
 
 
 @triton.jit
@@ -211,17 +228,21 @@ def cross(up, centre, down, left, right, taps, bias):
 def load_taps(weights, size, channel, M: tl.constexpr):
     mask = channel < size.channels_out
     a, b = weights.time_taps + channel * 3, weights.freq_taps + channel * 3
-    p = tl.full(channel.shape, 1.0, M.ACC)
-    if M.LONE:
-        p = tl.load(weights.pointwise + channel, mask=mask, other=0.0).to(M.ACC)
     return Taps(
-        (p * tl.load(a, mask=mask, other=0.0).to(M.ACC))[:, None],
-        (p * tl.load(a + 1, mask=mask, other=0.0).to(M.ACC))[:, None],
-        (p * tl.load(a + 2, mask=mask, other=0.0).to(M.ACC))[:, None],
-        (p * tl.load(b, mask=mask, other=0.0).to(M.ACC))[:, None],
-        (p * tl.load(b + 1, mask=mask, other=0.0).to(M.ACC))[:, None],
-        (p * tl.load(b + 2, mask=mask, other=0.0).to(M.ACC))[:, None],
+        tl.load(a, mask=mask, other=0.0).to(M.ACC)[:, None],
+        tl.load(a + 1, mask=mask, other=0.0).to(M.ACC)[:, None],
+        tl.load(a + 2, mask=mask, other=0.0).to(M.ACC)[:, None],
+        tl.load(b, mask=mask, other=0.0).to(M.ACC)[:, None],
+        tl.load(b + 1, mask=mask, other=0.0).to(M.ACC)[:, None],
+        tl.load(b + 2, mask=mask, other=0.0).to(M.ACC)[:, None],
     )
+
+
+@triton.jit
+def load_lone(weights, size, channel, M: tl.constexpr):
+    """The pointwise weights of one input channel, (channels, 1)."""
+    p = tl.load(weights.pointwise + channel, mask=channel < size.channels_out, other=0.0)
+    return p.to(M.ACC)[:, None]
 
 
 @triton.jit

@@ -29,9 +29,9 @@ class Tile(NamedTuple):
 # spills for all layers of the network (benchmarks/triton_resources.py). "lone": one input channel.
 CANDIDATES: dict[tuple[str, str], list[Tile]] = {
     ("forward", "lone"): [
-        Tile(64, 64, 1, 4, 1),
-        Tile(32, 64, 1, 4, 1),
         Tile(16, 128, 1, 4, 1),
+        Tile(32, 64, 1, 4, 1),
+        Tile(64, 64, 1, 4, 1),
         Tile(8, 256, 1, 4, 1),
     ],
     ("forward", "ieee"): [

@@ -3,7 +3,6 @@
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import extremes
@@ -264,51 +263,11 @@ def test_nan_and_infinity_go_where_the_reference_has_them(
         assert torch.equal(positions(y), positions(expected))
 
 
-EXTREMES = torch.tensor([torch.nan, torch.inf, 3e38, 1e38, 1e20, 1e-30, 1e-38, 1e-45, 0.0])
-
-
-@dataclass(frozen=True)
-class Extreme:
-    """Arguments with a share of `EXTREMES` of either sign among them, or all huge or tiny."""
-
-    x: Tensor
-    first: tuple[Tensor, ...]
-    second: tuple[Tensor, ...]
-    grad: Tensor  # of the bare operator
-    dilation: int
-    pool: int
-
-    @staticmethod
-    def draw(seed: int) -> "Extreme":
-        rng = torch.Generator().manual_seed(seed)
-
-        def one_of(*choices: Any) -> Any:
-            return choices[int(torch.randint(len(choices), (), generator=rng))]
-
-        def some(share: float, *shape: int) -> Tensor:
-            values = torch.randn(shape, generator=rng)
-            extreme = EXTREMES[torch.randint(len(EXTREMES), shape, generator=rng)]
-            extreme = extreme * (1 - 2 * torch.randint(2, shape, generator=rng))
-            return torch.where(torch.rand(shape, generator=rng) < share, extreme, values)
-
-        cin, cout = one_of(1, 1, 2, 3), one_of(1, 3, 8, 20)
-        shape = (one_of(1, 2, 3), cin, one_of(1, 5, 9, 14), one_of(1, 4, 13, 20))
-        of_x, of_weights = one_of(0, 0.01, 0.05, 0.3), one_of(0, 0, 0.03, 0.2)
-
-        def block(cin: int, cout: int) -> tuple[Tensor, ...]:
-            drawn = [some(of_weights, *s) for s in ((cout, cin), (cout, 3), (cout, 3), (cout,))]
-            return tuple(w * one_of(1, 1, 1, 1, 1e-38, 1e-20, 1e20, 1e30) for w in drawn)
-
-        x = some(of_x, *shape) * one_of(1, 1, 1e-38, 1e-20, 1e20, 1e38)
-        grad = some(of_x, shape[0], cout, *shape[2:])
-        return Extreme(x, block(cin, cout), block(cout, 5), grad, one_of(1, 2, 3), one_of(1, 2, 3))
-
-
 def check_extremes(part: int) -> None:
     """The operator, the block, the stack, and gradients: finite to rounding, infinite, or NaN."""
     known: list[float] = []
     for seed in range(12 * part, 12 * part + 12):
-        case = Extreme.draw(seed)
+        case = extremes.Case.draw(seed)
         dilation, pool = case.dilation, case.pool
         leaves = [t.requires_grad_() for t in (case.x, *case.first)]
         x, p, a, b, c = leaves

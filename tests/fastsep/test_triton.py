@@ -11,12 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import extremes
 import pytest
 import torch
 
 import fastsep
 from fastsep import reference
 from fastsep.kernels import interpreted
+from fastsep.testing import GRADIENTS
 
 TESTS = Path(__file__).parents[1]
 FILES = [
@@ -148,6 +150,31 @@ def test_infinity_meets_both_centre_taps(weights: Callable[..., Any], channels: 
     y = fastsep.sep_conv2d(*leaves)
     (dx,) = torch.autograd.grad(y, leaves[:1], grad.to(DEVICE))
     assert dx.cpu()[0, :, 5, 6].isnan().all()
+
+
+@on_a_device
+@pytest.mark.interpreted
+@pytest.mark.parametrize("seed", [0, 4, 7, 10, 16, 18])  # one and several channels, all small
+def test_extreme_values_have_the_class_they_must(seed: int) -> None:
+    """Finite to rounding, infinite, or NaN, weights that over- or underflow together among them.
+    Only the weights' gradients for one input channel are computed in another order."""
+    case = extremes.Case.draw(seed)
+    dilation, pool = case.dilation, case.pool
+    leaves = [t.to(DEVICE).requires_grad_() for t in (case.x, *case.first)]
+    _, y = extremes.convolved(extremes.exact(case.x), case.first, dilation)
+    bare = fastsep.sep_conv2d(*leaves, dilation=dilation)
+    block = fastsep.sep_conv2d_block(*leaves, dilation=dilation, pool=pool)
+    extremes.check("operator", bare, y)
+    extremes.check("block", block, extremes.pooled(y, pool))
+    for output, window in ((bare, None), (block, pool)):
+        if output.numel() == 0:
+            continue
+        grad = case.grad[:, :, : output.shape[2], : output.shape[3]].contiguous()
+        expected = extremes.gradients(grad, case.x, case.first, dilation, window)
+        got = torch.autograd.grad(output, leaves, grad.to(DEVICE))
+        for name, t, e in zip(GRADIENTS, got, expected, strict=True):
+            if case.x.shape[1] > 1 or name in ("x", "bias"):
+                extremes.check(f"gradient of {name}, {window}", t, e)
 
 
 @on_a_device

@@ -5,11 +5,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from asc.complexity import LayerRow, Size
+from asc.complexity import LayerRow, Limit, Size, macs_per_second, peak_memory, total_macs
 from asc.metrics import Scores
 from asc.prediction import Until
 from asc.scoring import Prediction
@@ -96,14 +97,16 @@ def printable(path: Path | str) -> str:
 
 
 def complexity_table(rows: Sequence[LayerRow]) -> Table:
-    """The network's layers with output shapes and parameter counts, and their sums."""
-    table = _table("", ["layer", "output C x T x F", "at test time", "at training time"])
+    """The network's layers with output shapes, parameters, MACs and activations, and their sums."""
+    table = _table("", ["layer", "output C x T x F", "at test time", "at training time",
+                        "MACs a clip", "input + output"])  # fmt: skip
     for row in rows:
         shape = " x ".join(map(str, row.shape))
-        table.add_row(row.layer, shape, _count(row.test_time), _count(row.training_time))
+        table.add_row(row.layer, shape, _count(row.test_time), _count(row.training_time),
+                      _count(row.macs), _count(row.values))  # fmt: skip
     table.add_section()
     totals = (sum(row.test_time for row in rows), sum(row.training_time for row in rows))
-    table.add_row("total", "", *map(_count, totals))
+    table.add_row("total", "", *map(_count, (*totals, total_macs(rows))), "")
     return table
 
 
@@ -112,6 +115,27 @@ def size_lines(size: Size) -> Iterator[str]:
     yield f"parameters at test time: {size.parameters}, of them not zero as float16: {size.nonzero}"
     n = size.num_bytes
     yield f"size as float16: {n} B = {n / 1000:.2f} KB of 1000 B = {n / 1024:.2f} KB of 1024 B"
+
+
+def work_lines(rows: Sequence[LayerRow]) -> Iterator[str]:
+    """MACs and memory of a 10 s clip's rows."""
+    clip, second = total_macs(rows) / 1e6, macs_per_second(rows) / 1e6
+    yield f"MACs: {clip:.1f} million a clip of 10 s, {second:.1f} million a second of audio"
+    half, single = (peak_memory(rows, dtype) / 1e6 for dtype in (torch.float16, torch.float32))
+    yield (
+        f"peak activation memory: {single:.2f} MB a clip in float32, {half:.2f} MB in float16 (the "
+        "largest input and output of a layer)"
+    )
+
+
+def limit_table(limits: Sequence[Limit]) -> Table:
+    """What the challenge's editions allow, what the network has, and whether that passes."""
+    table = _table("Limits of DCASE Task 1, stored in float16",
+                   ["edition", "what", "at most", "this network", ""])  # fmt: skip
+    for limit in limits:
+        most, value = (f"{_count(number)} {limit.unit}" for number in (limit.most, limit.value))
+        table.add_row(limit.editions, limit.what, most, value, "pass" if limit.passed else "fail")
+    return table
 
 
 def print_tables(console: Console, tables: Iterable[Table]) -> None:

@@ -6,14 +6,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from asc.complexity import LayerRow, Size
+from asc.complexity import LayerRow, Limit, Size
 from asc.metrics import score
 from asc.report.tables import (
     complexity_table,
+    limit_table,
     prediction_table,
     print_tables,
     score_tables,
     size_lines,
+    work_lines,
 )
 from asc.scoring import Prediction
 
@@ -63,14 +65,30 @@ def test_predictions_of_oddly_named_files() -> None:
 
 
 def test_complexity() -> None:
-    rows = [LayerRow("one", (64, 215, 128), 1500, 2000), LayerRow("two", (10,), 500, 500)]
+    rows = [
+        LayerRow("one", (64, 215, 128), 1500, 2000, 7_000_000, 1_000_000),
+        LayerRow("two", (10,), 500, 500, 3_000_001, 20),
+    ]
     output = text([complexity_table(rows)])
-    for part in ("64 x 215 x 128", "1 500", "2 000", "2 500"):
+    for part in ("64 x 215 x 128", "1 500", "2 000", "2 500", "7 000 000", "10 000 001"):
         assert part in output
+    assert list(work_lines(rows)) == [
+        "MACs: 10.0 million a clip of 10 s, 1.0 million a second of audio",
+        "peak activation memory: 4.00 MB a clip in float32, 2.00 MB in float16 (the largest input "
+        "and output of a layer)",
+    ]
     assert list(size_lines(Size(62_474, 62_000, 124_948))) == [
         "parameters at test time: 62474, of them not zero as float16: 62000",
         "size as float16: 124948 B = 124.95 KB of 1000 B = 122.02 KB of 1024 B",
     ]
+
+
+def test_limits() -> None:
+    lines = text([limit_table([Limit("2021", "x", "B", 5, 1000), Limit("2022", "y", "MAC", 6, 5)])])
+    (first,) = (line for line in lines.splitlines() if "2021" in line)
+    (second,) = (line for line in lines.splitlines() if "2022" in line)
+    assert "1 000 B" in first and " 5 B" in first and "pass" in first
+    assert " 5 MAC" in second and " 6 MAC" in second and "fail" in second
 
 
 def test_off_a_terminal_rows_are_lines_of_cells_between_tabs() -> None:

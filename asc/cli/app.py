@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from asc.cli import demo, evaluate, info, predict, synth, train
+from asc.cli import demo, evaluate, info, predict, submit, synth, train
 from asc.errors import UserError
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for module in (demo, synth, train, evaluate, predict, info):
+for module in (demo, synth, train, evaluate, predict, submit, info):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 
 

@@ -171,7 +171,7 @@ def test_help_and_version_are_quick(asc_: Asc) -> None:
     assert subprocess.run([sys.executable, "-c", check], env={"PYTHONPATH": path}).returncode == 0
 
 
-COMMANDS = ("demo", "synth", "train", "evaluate", "predict", "info")
+COMMANDS = ("demo", "synth", "train", "evaluate", "predict", "submit", "info")
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

@@ -12,9 +12,18 @@ import typer
 from asc.cli import demo, evaluate, info, predict, submit, synth, train
 from asc.errors import UserError
 
+_EXIT_CODES = """\b
+Exit codes:
+  0    done
+  2    bad input, or something that cannot be read, written or had; a line on
+       stderr says what
+  130  interrupted (Ctrl-C)
+  1    a fault of asc itself, with a traceback, or nobody reads its output
+"""
+
 app = typer.Typer(
     help="Acoustic scene classification with separable convolutions (DCASE 2021 Task 1A).",
-    no_args_is_help=True,
+    epilog=_EXIT_CODES,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -33,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         _check_environment()
-        return app(args=argv, prog_name="asc", standalone_mode=False) or 0
+        words = list(sys.argv[1:] if argv is None else argv)
+        return app(args=words or ["--help"], prog_name="asc", standalone_mode=False) or 0
     except typer.BadParameter as error:
         return _failed(_as_typed(error))
     except typer.TyperException as error:  # the command line itself

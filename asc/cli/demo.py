@@ -19,6 +19,10 @@ def command(
 
     Makes data, trains, evaluates without and with test-time augmentation, and times the fused
     layers against PyTorch's own.
+
+    \b
+    Example:
+      asc demo --out asc-demo
     """
     from asc.compute import pick_device
     from asc.demo import run

@@ -59,7 +59,12 @@ def command(
         ),
     ] = None,
 ) -> None:
-    """Scores a network on a data set: overall, by class and by device."""
+    """Scores a network on a data set: overall, by class and by device.
+
+    \b
+    Example:
+      asc evaluate run/folded.pt DATA --tta 30 --json scores.json
+    """
     from rich.console import Console
 
     from asc.checkpoint import load_model

@@ -21,6 +21,10 @@ def command(
 
     They are counted from the network itself, for a clip of 10 s, and held against the limits of
     the DCASE challenge's editions.
+
+    \b
+    Example:
+      asc info run/folded.pt --json info.json
     """
     from rich.console import Console
 

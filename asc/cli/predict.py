@@ -40,6 +40,10 @@ def command(
     files can be read. JSON: file, label, probabilities by class, logits in the order of the
     classes, and masks, how many there were. With --tta probabilities are averages over the masks
     and label is their largest; logits are always those of the unmasked clip.
+
+    \b
+    Example:
+      asc predict run/folded.pt *.wav --tta 30 --json
     """
     import json
     from dataclasses import asdict

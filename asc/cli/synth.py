@@ -17,6 +17,10 @@ def command(
     """Makes a synthetic data set, to try things on.
 
     Ten scenes in the layout of TAU Urban Acoustic Scenes; computed, not recorded.
+
+    \b
+    Example:
+      asc synth DATA --clips-per-scene 20
     """
     from asc.data import write_synthetic
 

@@ -36,6 +36,11 @@ def command(
 
     Leaves last.ckpt, best.ckpt (the epoch that did best on the clips held out), folded.pt (float16,
     for inference), config.json and TensorBoard logs in --out.
+
+    \b
+    Example:
+      asc train DATA --preset fl_tta --out run
+      asc train DATA --out run --resume
     """
     from asc.compute import pick_device
     from asc.processes import torchrun_place

@@ -8,17 +8,36 @@ import tomllib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import NoneType
+from typing import Any, get_args
 
 import pytest
 import torch
+from typer.main import get_command
 
 import asc.__main__
 import asc.data
 import fastsep
+from asc.cli.app import app, main
 
 Asc = Callable[..., tuple[int, str, str]]
 OneLine = Rejects = Callable[..., None]
 Wav = Callable[..., Path]
+
+GROUP: Any = get_command(app)
+COMMANDS = tuple(GROUP.commands)
+OPTIONS: dict[str, list[Any]] = {
+    name: [option for option in command.params if option.opts[0].startswith("-")]
+    for name, command in GROUP.commands.items()
+}
+
+
+def kind(option: Any) -> set[Any]:
+    """The types of an option's values; None is that of an option that was not given."""
+    annotation = option.type_descriptor.annotation
+    return {*(get_args(annotation) if NoneType in get_args(annotation) else [annotation])} - {
+        NoneType
+    }
 
 
 def test_from_training_to_prediction(
@@ -161,7 +180,7 @@ def test_no_memory(
 def test_help_and_version_are_quick(asc_: Asc) -> None:
     code, output, _ = asc_("--help")
     assert code == 0
-    for command in ("demo", "synth", "train", "evaluate", "predict", "info"):
+    for command in COMMANDS:
         assert command in output
         assert asc_(command, "--help")[0] == 0
     code, output, _ = asc_("--version")
@@ -171,7 +190,11 @@ def test_help_and_version_are_quick(asc_: Asc) -> None:
     assert subprocess.run([sys.executable, "-c", check], env={"PYTHONPATH": path}).returncode == 0
 
 
-COMMANDS = ("demo", "synth", "train", "evaluate", "predict", "submit", "info")
+def test_alone_it_is_its_help(monkeypatch: pytest.MonkeyPatch, asc_: Asc) -> None:
+    shown = asc_("--help")
+    assert asc_() == shown and shown[::2] == (0, "")
+    monkeypatch.setattr("sys.argv", ["asc"])
+    assert main() == 0
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -190,6 +213,60 @@ def test_help(command: str, monkeypatch: pytest.MonkeyPatch, asc_: Asc) -> None:
         lines = paragraph.splitlines()
         for line, following in pairwise(lines):  # the next word would not have fitted
             assert len(line) + 1 + len(following.split()[0]) > 78, paragraph
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command: str, monkeypatch: pytest.MonkeyPatch, asc_: Asc) -> None:
+    """Of options that there are, with all that are required."""
+    monkeypatch.setenv("COLUMNS", "80")
+    output = asc_(command, "--help")[1]
+    about = output.partition("\nArguments:")[0].partition("\nOptions:")[0]
+    _, _, example = about.partition("\n  Example")
+    lines = re.sub(r"\n {6,}", " ", example).splitlines()  # those that go on are indented more
+    shown = [line.split() for line in lines if line.startswith(f"    asc {command} ")]
+    assert shown or f"    asc {command}" in lines
+    known = {name for option in OPTIONS[command] for name in option.opts}
+    required = {option.opts[0] for option in OPTIONS[command] if option.required}
+    for words in shown:
+        given = {word for word in words if word.startswith("--")}
+        assert required <= given <= known
+
+
+# An option takes the same values and says the same wherever it stands, but for these.
+OWN = {
+    "--out": "what a command leaves there",
+    "--json": "predict prints a line a file as it goes, others write one file",
+    "--cache": "training keeps log-mels in memory without it, others none",
+    "--precision": "of training, or of inference",
+}
+
+
+@pytest.mark.parametrize(
+    "name", sorted({o.opts[0] for options in OPTIONS.values() for o in options})
+)
+def test_an_option_means_the_same_in_all_commands(name: str) -> None:
+    found = [option for options in OPTIONS.values() for option in options if option.opts[0] == name]
+    assert all(option.opts == found[0].opts for option in found)
+    meanings = {(o.help, o.metavar, o.is_flag, frozenset(kind(o))) for o in found}
+    assert (len(meanings) > 1) == (name in OWN)
+
+
+def test_exit_codes_stand_in_the_help(asc_: Asc) -> None:
+    """Which are given by the tests of failures."""
+    codes = asc_("--help")[1].partition("Exit codes:\n")[2]
+    assert re.findall(r"^ {4}(\d+) ", codes, re.MULTILINE) == ["0", "2", "130", "1"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_shown(shell: str) -> None:
+    variables = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    run = subprocess.run(
+        [sys.executable, "-m", "asc", "--show-completion", shell],
+        capture_output=True,
+        text=True,
+        env=os.environ | variables,
+    )
+    assert run.returncode == 0 and "_ASC_COMPLETE" in run.stdout
 
 
 def test_completion(tmp_path: Path) -> None:

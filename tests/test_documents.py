@@ -8,7 +8,9 @@ import pytest
 import fastsep
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "benchmarks").glob("*.md"), *(ROOT / "csrc").glob("*.md")]
+DOCUMENTS = [
+    path for folder in (".", "benchmarks", "csrc", "docs") for path in (ROOT / folder).glob("*.md")
+]
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

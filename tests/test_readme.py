@@ -1,4 +1,4 @@
-"""What the README shows works: its Python blocks run, its commands and options exist."""
+"""What README and docs show works: Python blocks run, commands and options exist."""
 
 import os
 import re
@@ -106,9 +106,10 @@ def test_every_block_is_run_by_a_test() -> None:
 
 # Commands.
 
-CODE = re.findall(r"^    (\S.*)$|`([^`\n]+)`", README, re.MULTILINE)
+DOCUMENTS = "\n".join([README, *(path.read_text() for path in sorted(ROOT.glob("docs/*.md")))])
+CODE = re.findall(r"^    (\S.*)$|`([^`\n]+)`", DOCUMENTS, re.MULTILINE)
 SHELL = [re.sub(r"\s+#.*", "", indented or quoted) for indented, quoted in CODE]
-ASC = [words for line in SHELL if (words := line.split())[:1] == ["asc"] and len(words) > 1]
+ASC = [line.split() for line in SHELL if re.match(r"asc \w", line)]
 
 
 def options_of(words: list[str]) -> set[str]:
@@ -129,7 +130,7 @@ def test_commands_of_asc_exist(
 
 
 def test_there_are_commands_to_look_at() -> None:
-    assert {words[1] for words in ASC} >= {"train", "evaluate", "predict", "info"}
+    assert {words[1] for words in ASC} >= {"train", "evaluate", "predict", "submit", "info"}
 
 
 def test_options_named_by_themselves_exist(
@@ -143,7 +144,7 @@ def test_options_named_by_themselves_exist(
     for command in {words[1] for words in ASC}:
         main([command, "--help"])
     known = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
-    named = set(re.findall(r"[`;] ?(--[\w-]+)", README))
+    named = set(re.findall(r"[`;] ?(--[\w-]+)", DOCUMENTS))
     assert {"--device", "--precision", "--eps", "--resume"} <= named <= known
 
 

@@ -17,6 +17,7 @@ SIZES = {  # batch, threads
     (1, 2): "batch 1, 2 threads",
     (8, 1): "batch 8, 1 thread",
 }
+ROUNDS = 20  # at least, see `benchmarks.measure`
 PACKAGES = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino"}
 
 
@@ -39,13 +40,14 @@ def caption(machine: dict[str, Any]) -> str:
     tree = " ".join([f", commit {head[:10]}", *changes]) if head else ""
     return (
         f"{machine['processor']}, {machine['fma_gflops_1_thread']:.0f} GFLOP/s of float32 "
-        f"multiply-adds a core, {machine['date']}{tree}:"
+        f"multiply-adds a core, torch {machine['versions']['torch']}, {machine['date']}{tree}, "
+        f"medians of {ROUNDS} rounds or more:"
     )
 
 
 def network_table(content: dict[str, Any]) -> list[list[str]]:
-    """Shares of the peak, then ratios, the fastest system first; the last line is PyTorch where
-    nothing is tuned. Results that hold errors get a column of them."""
+    """Our time, shares of the peak, then ratios, the fastest system first; the last line is PyTorch
+    where nothing is tuned. Results that hold errors get a column of them."""
     rows = select(content["results"], {"case": "network"})
     errors = all("relative_error" in row for row in rows)
 
@@ -53,7 +55,7 @@ def network_table(content: dict[str, Any]) -> list[list[str]]:
         found = [best(rows, (system,), {"batch": batch, "threads": threads, **where})
                  for batch, threads in SIZES]  # fmt: skip
         present = [row for row in found if row is not None]
-        cells = [share(row[key]) if key == "share_of_peak" else times(row[key]) for row in present]
+        cells = [AS_TEXT.get(key, times)(row[key]) for row in present]
         return [name, *cells, *([f"{present[0]['relative_error']:.0e}"] if errors else [])]
 
     ratios = {row["system"]: row["over_fastsep"] for row in select(rows, {"batch": 8, "threads": 2})
@@ -62,6 +64,7 @@ def network_table(content: dict[str, Any]) -> list[list[str]]:
     names = {system: f"{system} {minor(versions[package])}" for system, package in PACKAGES.items()}
     return [
         ["time / fastsep's float32", *SIZES.values(), *(["largest error"] if errors else [])],
+        line("fastsep, float32, time a clip", "fastsep, float32", "median_ms_per_clip"),
         line("fastsep, float32, share of the FMA peak", "fastsep, float32", "share_of_peak"),
         line("fastsep, AVX2 forced, share of AVX2's FMA peak", "fastsep, float32, AVX2",
              "share_of_peak"),
@@ -94,9 +97,16 @@ def share(value: float) -> str:
     return f"{100 * value:.0f} %"
 
 
+def milliseconds(value: float) -> str:
+    return f"{value:.1f} ms"
+
+
 def times(ratio: float) -> str:
     """Two digits: 0.63x, 4.9x, 12x."""
     return f"{ratio:.{0 if ratio >= 9.95 else 1 if ratio >= 0.995 else 2}f}x"
+
+
+AS_TEXT = {"share_of_peak": share, "median_ms_per_clip": milliseconds}  # ratios else
 
 
 def minor(version: str) -> str:

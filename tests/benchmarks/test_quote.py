@@ -42,11 +42,12 @@ def test_the_table(tmp_path: Path) -> None:
                  row("eager, NCHW", "as installed", 30, 9.97, **size),
                  row("ONNX Runtime", "as installed", 4.1, 4.06, **size),
                  row("fastsep, bf16", "tuned", 0.6, 0.631, **size)]  # fmt: skip
-    content = {"machine": {"versions": {"onnxruntime": "1.32.0", "openvino": "2026.4.1"}},
-               "results": rows}  # fmt: skip
+    versions = {"onnxruntime": "1.32.0", "openvino": "2026.4.1", "torch": "2.11.0"}
+    content = {"machine": {"versions": versions}, "results": rows}
     lines = quote.network_table(content)
     assert [line[:2] for line in lines] == [
         ["time / fastsep's float32", "batch 8, 2 threads"],
+        ["fastsep, float32, time a clip", "1.0 ms"],
         ["fastsep, float32, share of the FMA peak", "88 %"],
         ["fastsep, AVX2 forced, share of AVX2's FMA peak", "88 %"],
         ["fastsep, bf16", "0.63x"],
@@ -55,7 +56,7 @@ def test_the_table(tmp_path: Path) -> None:
         ["eager, NCHW, allocator as installed", "20x"],
     ]
     assert {len(line) for line in lines} == {5}
-    assert [line[-1] for line in lines] == ["largest error", *["2e-07"] * 6]
+    assert [line[-1] for line in lines] == ["largest error", *["2e-07"] * 7]
 
     parts = [{"case": f"block {i}", "system": "fastsep", "share_of_peak": 0.4 + i / 10}
              for i in range(1, 5)]  # fmt: skip
@@ -68,9 +69,9 @@ def test_the_table(tmp_path: Path) -> None:
                            "commit": "0123456789abcdef + changes"}  # fmt: skip
     (tmp_path / "benchmarks.json").write_text(json.dumps(content))
     caption, table, sentence = quote.passage(tmp_path).split("\n\n")
-    assert caption.startswith("Some, 100 GFLOP/s") and caption.endswith(
-        "commit 0123456789 + changes:"
-    )
+    caption = caption.replace("\n", " ")
+    assert caption.startswith("Some, 100 GFLOP/s") and "torch 2.11.0, 2026-01-01, commit" in caption
+    assert caption.endswith("commit 0123456789 + changes, medians of 20 rounds or more:")
     assert table.splitlines()[1] == "|---|---|---|---|---|"
     assert "60 to 80 % of the peak (block 1, all memory: 50 %)" in sentence.replace("\n", " ")
     assert "0.02 ms" in sentence and "3.4 ms" in sentence

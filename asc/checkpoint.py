@@ -2,7 +2,8 @@
 state_dicts of either network, with what DDP and `torch.compile` put before names.
 
 A folded file is a `torch.save` dictionary of `format` ("asc-folded-float16"), `classes` (names),
-`specaugment` (the bounds of the masks trained with) and `parameters` (62 474 values for ten
+`specaugment` (the bounds of the masks trained with), `temperature` (what the logits are divided by,
+1.0: nothing), `level` (see `Cnn6Sep.level`, may be None) and `parameters` (62 474 values for ten
 classes, 124 948 bytes); it is computed with in float32.
 """
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from asc.augment import SpecAugment
 from asc.errors import UserError
 from asc.files import atomic
-from asc.model import Cnn6Sep
+from asc.model import Cnn6Sep, MelAffine
 
 FOLDED_FORMAT = "asc-folded-float16"
 _SHOWN = 3  # names listed in an error
@@ -98,6 +99,8 @@ def save_folded(model: Cnn6Sep, path: str | Path) -> None:
         "format": FOLDED_FORMAT,
         "classes": list(folded.classes),
         "specaugment": asdict(folded.specaugment),
+        "temperature": folded.temperature,
+        "level": folded.level,
         "parameters": halved,
     }
     buffer = io.BytesIO()  # torch.save makes a full disk a RuntimeError, a plain write an OSError
@@ -132,6 +135,7 @@ def _load(path: Path) -> Cnn6Sep:
         model = model.folded()
     if described is not None:
         _describe(path, model, described)
+        _describe_levels(path, model, described)
     elif "net" in content:
         model.specaugment = _upstream_specaugment(path, content)
     if any(name.startswith("conv1.") for name in state):
@@ -226,6 +230,22 @@ def _describe(path: Path, model: Cnn6Sep, source: dict[str, Any]) -> None:
             "integers time_width and freq_width, at least 1, and stripes, at least 0"
         ) from error
     model.classes = tuple(classes)
+
+
+def _describe_levels(path: Path, model: Cnn6Sep, source: dict[str, Any]) -> None:
+    """Takes over temperature and level, which older files do not have."""
+    temperature, level = source.get("temperature", 1.0), source.get("level")
+    if not _is_number(temperature) or temperature <= 0:
+        raise UserError(f"{path}: 'temperature' is {temperature!r}, expected a positive number")
+    if level is not None and not _is_number(level):
+        raise UserError(f"{path}: 'level' is {level!r}, expected a number of dB")
+    model.temperature = float(temperature)
+    if isinstance(model.bn0, MelAffine):  # else its running means tell
+        model.bn0.level = level
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _upstream(name: str) -> str:

@@ -1,5 +1,7 @@
 """The networks: CNN6 and its separable 60 000-parameter form."""
 
+import copy
+import math
 from itertools import pairwise
 from typing import Self
 
@@ -18,18 +20,23 @@ MIN_FRAMES = 2 ** len(WIDTHS)  # every block halves T
 
 
 class MelAffine(nn.Module):
-    """Scale and shift per mel bin: what a folded BN-mel is. scale, shift: (256,)."""
+    """Scale and shift per mel bin: what a folded BN-mel is. scale, shift: (256,).
 
-    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+    level: of `_Network.level`, which nothing tells any more once the statistics are folded away.
+    """
+
+    def __init__(self, scale: Tensor, shift: Tensor, level: float | None = None) -> None:
         super().__init__()
         self.scale = nn.Parameter(scale)
         self.shift = nn.Parameter(shift)
+        self.level = level
 
 
 class _Network(nn.Module):
     """What both networks share: BN-mel before the blocks, global pooling and the MLP after them.
 
     classes: names of the outputs; specaugment: the masks it is trained with. Checkpoints hold both.
+    temperature: what the logits are divided by already, see `calibrated`; 1.0: not calibrated.
     """
 
     def __init__(self, num_classes: int, dropout: float) -> None:
@@ -39,6 +46,7 @@ class _Network(nn.Module):
         named = num_classes == len(SCENES)
         self.classes = SCENES if named else tuple(f"class {i}" for i in range(num_classes))
         self.specaugment = SpecAugment()
+        self.temperature = 1.0
         self.bn0: nn.BatchNorm2d | MelAffine = nn.BatchNorm2d(N_MELS)
         self.pool = GlobalPool()
         self.dropout = nn.Dropout(dropout)
@@ -59,6 +67,41 @@ class _Network(nn.Module):
         """Pooled vectors (N, 128) -> logits (N, classes)."""
         x = torch.relu(self.fc1(self.dropout(x)))
         return self.fc2(self.dropout(x))
+
+    @property
+    def level(self) -> float | None:
+        """Level of the recordings it was trained on: the mean of their log-mels, in dB.
+
+        Averaged over the mel bins, of BN-mel's running means; None where they are not known: of a
+        network that has not been trained, or was folded by something that did not keep it.
+        """
+        if isinstance(self.bn0, MelAffine):
+            return self.bn0.level
+        mean = self.bn0.running_mean if isinstance(self.bn0, BatchNorm) else None
+        return None if mean is None or not mean.any() else mean.double().mean().item()
+
+    def calibrated(self, temperature: float) -> Self:
+        """A copy whose logits are those of this network divided by the temperature.
+
+        The last layer's weights are divided, so that nothing that uses the network has to know.
+        `temperature` of the copy is the product of all: logits times it are the original's.
+
+        Args:
+            temperature: positive; above 1, probabilities become less certain.
+
+        Raises:
+            ValueError: a temperature that is not positive and finite.
+
+        Source: Guo et al., "On Calibration of Modern Neural Networks", 2017, section 4.2.
+        """
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be positive and finite, got {temperature}")
+        model = copy.deepcopy(self)
+        with torch.no_grad():
+            for parameter in model.fc2.parameters():
+                parameter.div_(temperature)
+        model.temperature *= temperature
+        return model
 
 
 def _is_bare(layer: nn.Module, kind: type[nn.Module]) -> bool:
@@ -182,7 +225,8 @@ class Cnn6Sep(_Network):
         if isinstance(model.bn0, BatchNorm):
             with torch.no_grad():
                 affine = batch_norm_affine(model.bn0, eps)
-            model.bn0 = MelAffine(*(tensor.to(self.fc1.weight.dtype) for tensor in affine))
+            scale, shift = (tensor.to(self.fc1.weight.dtype) for tensor in affine)
+            model.bn0 = MelAffine(scale, shift, self.level)
         return model.requires_grad_(False)
 
 

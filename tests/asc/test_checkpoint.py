@@ -181,6 +181,30 @@ def test_what_travels_with_the_weights(saved: Callable[[Any], Path], tmp_path: P
     assert load_model(saved(upstream_content(network()))).specaugment == SpecAugment(128, 16, 2)
 
 
+def test_temperature_and_level_travel_in_folded_files(
+    saved: Callable[[Any], Path], tmp_path: Path
+) -> None:
+    model, path = network().calibrated(1.75), tmp_path / "folded.pt"
+    save_folded(model, path)
+    loaded = load_model(path)
+    assert loaded.temperature == 1.75 and loaded.level == model.level is not None
+    assert torch.equal(loaded.fc2.weight, (network().fc2.weight / 1.75).half().float())
+
+    content = torch.load(path, weights_only=True)
+    older = {key: content[key] for key in ("format", "classes", "specaugment", "parameters")}
+    loaded = load_model(saved(older))
+    assert loaded.temperature == 1.0 and loaded.level is None
+    for key, value in (
+        ("temperature", 0.0),
+        ("temperature", float("nan")),
+        ("temperature", "warm"),
+        ("level", float("inf")),
+        ("level", [3.0]),
+    ):
+        with pytest.raises(UserError, match=f"'{key}' is "):
+            load_model(saved(content | {key: value}))
+
+
 def test_folded_file_holds_float16(tmp_path: Path) -> None:
     model = network()
     path = tmp_path / "folded.pt"
@@ -390,6 +414,7 @@ def test_released_weights(recording: str, golden: dict[str, Tensor]) -> None:
     logits = model(x)[0]
     assert off(logits, golden[f"{recording}/logits_f64"]) < 1e-4  # measured: 5e-7
     assert model.classes[int(logits.argmax())] in recording
+    assert model.level == pytest.approx(-27.6, abs=0.05)  # SPEC, section 8
     unfolded = load_trainable(UPSTREAM / "ce_tta.pth").eval()
     assert off(unfolded(x)[0], golden[f"{recording}/logits_f64"]) < 1e-4
 

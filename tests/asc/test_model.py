@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -59,6 +60,42 @@ def test_folding_keeps_the_outputs_and_the_original() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     twice = folded.folded()
     assert torch.equal(twice(x), folded(x))
+
+
+@pytest.mark.parametrize("make", [Cnn6Sep, Cnn6, lambda: Cnn6Sep().folded()])
+def test_calibrated_networks_divide_their_logits(make: Callable[[], Cnn6Sep | Cnn6]) -> None:
+    model = trained(make()) if make is not Cnn6 else make().double().eval()
+    assert isinstance(model, Cnn6Sep | Cnn6)
+    assert model.temperature == 1.0
+    x = logmels(2)
+    before = model(x)
+    calibrated = model.calibrated(2.5)
+    assert_close(2.5 * calibrated(x), before, 1e-14)
+    assert calibrated.temperature == 2.5
+    again = calibrated.calibrated(2)
+    assert again.temperature == 5.0
+    assert_close(5 * again(x), before, 1e-14)
+    assert torch.equal(model(x), before) and model.temperature == 1.0
+    assert copy.deepcopy(again).temperature == to_eager(again).temperature == 5.0
+    if isinstance(again, Cnn6Sep):
+        assert again.folded().temperature == 5.0
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_temperatures_are_positive(temperature: float) -> None:
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        Cnn6Sep().calibrated(temperature)
+
+
+def test_level_is_what_batch_norm_saw_and_stays_when_folded() -> None:
+    assert Cnn6Sep().level is None and Cnn6Sep().folded().level is None
+    model = trained(Cnn6Sep())
+    assert isinstance(model, Cnn6Sep)
+    level = model.level
+    assert level == pytest.approx(logmels(8, seed=9).mean().item(), abs=1e-9)
+    for copied in (model.folded(), model.folded().folded(), model.calibrated(3), copy.copy(model)):
+        assert copied.level == level
+    assert to_eager(model.folded()).level == level
 
 
 def test_eps_of_folding() -> None:

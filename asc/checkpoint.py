@@ -3,8 +3,9 @@ state_dicts of either network, with what DDP and `torch.compile` put before name
 
 A folded file is a `torch.save` dictionary of `format` ("asc-folded-float16"), `classes` (names),
 `specaugment` (the bounds of the masks trained with), `temperature` (what the logits are divided by,
-1.0: nothing), `level` (see `Cnn6Sep.level`, may be None) and `parameters` (62 474 values for ten
-classes, 124 948 bytes); it is computed with in float32.
+1.0: nothing), `fitted_on` (the clips of that, see `asc.calibration.FittedOn`, or None), `level`
+(see `Cnn6Sep.level`, or None) and `parameters` (62 474 values for ten classes, 124 948 bytes, as
+views of one tensor); it is computed with in float32.
 """
 
 import io
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from asc.augment import SpecAugment
+from asc.calibration import FittedOn
 from asc.errors import UserError
 from asc.files import atomic
 from asc.model import Cnn6Sep, MelAffine
@@ -100,13 +102,23 @@ def save_folded(model: Cnn6Sep, path: str | Path) -> None:
         "classes": list(folded.classes),
         "specaugment": asdict(folded.specaugment),
         "temperature": folded.temperature,
+        "fitted_on": None if folded.fitted_on is None else asdict(folded.fitted_on),
         "level": folded.level,
-        "parameters": halved,
+        "parameters": _joined(halved),
     }
     buffer = io.BytesIO()  # torch.save makes a full disk a RuntimeError, a plain write an OSError
     torch.save(content, buffer)
     with atomic(Path(path)) as file:
         file.write(buffer.getbuffer())
+
+
+def _joined(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as views of one: a file takes 300 bytes for each that has memory of its own."""
+    parts = torch.cat([tensor.flatten() for tensor in tensors.values()]).split(
+        [tensor.numel() for tensor in tensors.values()]
+    )
+    pairs = zip(tensors.items(), parts, strict=True)
+    return {name: part.view(tensor.shape) for (name, tensor), part in pairs}
 
 
 def _load(path: Path) -> Cnn6Sep:
@@ -135,7 +147,7 @@ def _load(path: Path) -> Cnn6Sep:
         model = model.folded()
     if described is not None:
         _describe(path, model, described)
-        _describe_levels(path, model, described)
+        _describe_calibration(path, model, described)
     elif "net" in content:
         model.specaugment = _upstream_specaugment(path, content)
     if any(name.startswith("conv1.") for name in state):
@@ -232,13 +244,19 @@ def _describe(path: Path, model: Cnn6Sep, source: dict[str, Any]) -> None:
     model.classes = tuple(classes)
 
 
-def _describe_levels(path: Path, model: Cnn6Sep, source: dict[str, Any]) -> None:
-    """Takes over temperature and level, which older files do not have."""
+def _describe_calibration(path: Path, model: Cnn6Sep, source: dict[str, Any]) -> None:
+    """Takes over temperature, its clips, and level, which older files do not have."""
     temperature, level = source.get("temperature", 1.0), source.get("level")
     if not _is_number(temperature) or temperature <= 0:
         raise UserError(f"{path}: 'temperature' is {temperature!r}, expected a positive number")
     if level is not None and not _is_number(level):
         raise UserError(f"{path}: 'level' is {level!r}, expected a number of dB")
+    fitted_on = source.get("fitted_on")
+    if fitted_on is not None:
+        try:
+            model.fitted_on = FittedOn(**fitted_on | {"hashes": tuple(fitted_on["hashes"])})
+        except (TypeError, KeyError) as error:
+            raise UserError(f"{path}: 'fitted_on' is of another form") from error
     model.temperature = float(temperature)
     if isinstance(model.bn0, MelAffine):  # else its running means tell
         model.bn0.level = level

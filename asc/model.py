@@ -3,7 +3,7 @@
 import copy
 import math
 from itertools import pairwise
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from fastsep import SepConvBlock, SepConvStack, batch_norm_affine, fold_batchnor
 from fastsep.batchnorm import BatchNorm, is_foldable, is_plain, per_bin_affine
 from fastsep.hooks import has_global_hooks, has_hooks
 from fastsep.modules import GlobalPool
+
+if TYPE_CHECKING:  # which imports this
+    from asc.calibration import FittedOn
 
 WIDTHS = (64, 128, 128, 128)  # output channels of the blocks
 MIN_FRAMES = 2 ** len(WIDTHS)  # every block halves T
@@ -37,6 +40,7 @@ class _Network(nn.Module):
 
     classes: names of the outputs; specaugment: the masks it is trained with. Checkpoints hold both.
     temperature: what the logits are divided by already, see `calibrated`; 1.0: not calibrated.
+    fitted_on: the clips that the temperature was fitted on, where that is known.
     """
 
     def __init__(self, num_classes: int, dropout: float) -> None:
@@ -47,6 +51,7 @@ class _Network(nn.Module):
         self.classes = SCENES if named else tuple(f"class {i}" for i in range(num_classes))
         self.specaugment = SpecAugment()
         self.temperature = 1.0
+        self.fitted_on: FittedOn | None = None
         self.bn0: nn.BatchNorm2d | MelAffine = nn.BatchNorm2d(N_MELS)
         self.pool = GlobalPool()
         self.dropout = nn.Dropout(dropout)

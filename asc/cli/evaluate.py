@@ -48,6 +48,13 @@ def command(
             show_default=False,
         ),
     ] = None,
+    allow_calibration_clips: Annotated[
+        bool,
+        typer.Option(
+            "--allow-calibration-clips",
+            help="Score clips that the temperature of the weights was fitted on.",
+        ),
+    ] = False,
     device: Device = "auto",
     devices: Devices = 1,
     precision: Inference = "float32",
@@ -67,6 +74,7 @@ def command(
     """
     from rich.console import Console
 
+    from asc.calibration import refuse_fitted_on
     from asc.checkpoint import load_model
     from asc.compute import pick_device
     from asc.data import open_dataset, open_logmels, user_cache
@@ -81,6 +89,8 @@ def command(
         check_file(json_file)
     model = load_model(weights, eps=eps)
     clips = open_dataset(data, split, model.classes)
+    if not allow_calibration_clips:
+        refuse_fitted_on(model, weights, clips, data)
     if clips.of is not None:
         print(
             f"asc: {len(clips)} of {clips.of} clips are scored, the split '{split}'; "

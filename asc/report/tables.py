@@ -10,6 +10,7 @@ from rich.console import Console, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
+from asc.calibration import Quality
 from asc.complexity import LayerRow, Limit, Size, macs_per_second, peak_memory, total_macs
 from asc.metrics import Scores
 from asc.prediction import Until
@@ -80,6 +81,15 @@ def score_tables(
             *(_percent(row.accuracy) for row in devices),
         )
     yield by_device
+
+
+def calibration_table(before: Quality, after: Quality) -> Table:
+    """What calibration did to the probabilities of the clips that it was fitted on."""
+    table = _table("On the clips fitted on", ["", "before", "after"])
+    table.add_row("negative log-likelihood (log loss)", _nats(before.nll), _nats(after.nll))
+    table.add_row("Brier score", _nats(before.brier), _nats(after.brier))
+    table.add_row("expected calibration error", _percent(before.ece), _percent(after.ece))
+    return table
 
 
 def prediction_table(paths: Iterable[Path], predictions: Iterable[Prediction]) -> Table:

@@ -213,6 +213,7 @@ def test_folded_file_holds_float16(tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in parameters} == {torch.float16}
     assert sum(tensor.numel() for tensor in parameters) == 62_474
     assert sum(tensor.nbytes for tensor in parameters) == 124_948
+    assert path.stat().st_size < 128 * 1024  # the challenge's limit, kept by the file as a whole
     loaded = load_model(path)
     assert all(p.dtype == torch.float32 for p in loaded.parameters())
     expected = {name: t.half().float() for name, t in model.folded().state_dict().items()}

@@ -238,6 +238,8 @@ OWN = {
     "--json": "predict prints a line a file as it goes, others write one file",
     "--cache": "training keeps log-mels in memory without it, others none",
     "--precision": "of training, or of inference",
+    "--split": "clips to score, or to calibrate on",
+    "--tta": "calibration has no number of masks that depends on the clip",
 }
 
 

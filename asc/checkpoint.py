@@ -1,4 +1,4 @@
-"""Weights on disk: our training checkpoints, our folded float16 files, upstream's files, and bare
+"""Weights on disk: our training checkpoints, our folded files, upstream's files, and bare
 state_dicts of either network, with what DDP and `torch.compile` put before names.
 
 A folded file is a `torch.save` dictionary of `format` ("asc-folded-float16"), `classes` (names),
@@ -24,6 +24,7 @@ from asc.calibration import FittedOn
 from asc.errors import UserError
 from asc.files import atomic
 from asc.model import Cnn6Sep, MelAffine
+from asc.tensors import SAFETENSORS_FORMAT, is_safetensors, read_safetensors
 
 FOLDED_FORMAT = "asc-folded-float16"
 _SHOWN = 3  # names listed in an error
@@ -88,6 +89,13 @@ def save_folded(model: Cnn6Sep, path: str | Path) -> None:
         UserError: a value that is too large for float16, or not finite.
         OSError: the file cannot be written.
     """
+    content = folded_content(model, path)
+    with atomic(Path(path)) as file:
+        file.write(content)
+
+
+def folded_content(model: Cnn6Sep, path: str | Path) -> bytes:
+    """What `save_folded` writes; path is for its errors."""
     folded = model.folded()
     halved = {name: tensor.half().cpu() for name, tensor in folded.state_dict().items()}
     for name, tensor in halved.items():
@@ -97,19 +105,21 @@ def save_folded(model: Cnn6Sep, path: str | Path) -> None:
                 f"{path}: not written, '{name}' holds {largest:g}, which float16 cannot (65504 at "
                 "most); a channel of the network hardly varies: train longer or on more data"
             )
-    content = {
-        "format": FOLDED_FORMAT,
-        "classes": list(folded.classes),
-        "specaugment": asdict(folded.specaugment),
-        "temperature": folded.temperature,
-        "fitted_on": None if folded.fitted_on is None else asdict(folded.fitted_on),
-        "level": folded.level,
-        "parameters": _joined(halved),
-    }
+    content = {"format": FOLDED_FORMAT, **description(folded), "parameters": _joined(halved)}
     buffer = io.BytesIO()  # torch.save makes a full disk a RuntimeError, a plain write an OSError
     torch.save(content, buffer)
-    with atomic(Path(path)) as file:
-        file.write(buffer.getbuffer())
+    return buffer.getvalue()
+
+
+def description(model: Cnn6Sep) -> dict[str, Any]:
+    """What our files hold of a network besides its parameters, as plain values."""
+    return {
+        "classes": list(model.classes),
+        "specaugment": asdict(model.specaugment),
+        "temperature": model.temperature,
+        "fitted_on": None if model.fitted_on is None else asdict(model.fitted_on),
+        "level": model.level,
+    }
 
 
 def _joined(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -128,7 +138,7 @@ def _load(path: Path) -> Cnn6Sep:
     if "pytorch-lightning_version" in content:
         state = _dictionary(path, content, "state_dict")
         described = _dictionary(path, content, "hyper_parameters")
-    elif content.get("format") == FOLDED_FORMAT:
+    elif content.get("format") in (FOLDED_FORMAT, SAFETENSORS_FORMAT):
         state, described = _dictionary(path, content, "parameters"), content
     elif "net" in content:
         state = _dictionary(path, content, "net")
@@ -143,7 +153,7 @@ def _load(path: Path) -> Cnn6Sep:
 
     state = _unwrapped(path, state)
     model = _new(state)
-    if content.get("format") == FOLDED_FORMAT or "bn0.scale" in state:
+    if "bn0.scale" in state:
         model = model.folded()
     if described is not None:
         _describe(path, model, described)
@@ -164,7 +174,7 @@ def _load(path: Path) -> Cnn6Sep:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a file that torch.save made of a dictionary.
+    """The content of a file that torch.save made of a dictionary, or of a safetensors file.
 
     Raises:
         UserError: no such file, or it is damaged or holds something else.
@@ -173,6 +183,8 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is a folder, expected a file of weights")
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    if is_safetensors(path):
+        return read_safetensors(path)
     try:
         with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
             content = torch.load(file, map_location="cpu", weights_only=True)

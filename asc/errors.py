@@ -2,6 +2,8 @@
 
 import logging
 from functools import cache
+from importlib import import_module
+from typing import Any
 
 
 class UserError(Exception):
@@ -19,3 +21,20 @@ def note(message: str) -> None:
     The message is one line that names the file or argument.
     """
     logging.getLogger("asc").warning("asc: note: %s", " ".join(message.split()))
+
+
+def needed(package: str, extra: str) -> Any:
+    """Imports a package that only some commands need.
+
+    Args:
+        package: its name, or that of a module in it.
+        extra: of fastsep's, which installs it.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        name = package.partition(".")[0]
+        raise UserError(f"needs the package '{name}': pip install 'fastsep[{extra}]'") from error

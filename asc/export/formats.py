@@ -23,7 +23,6 @@ Run: TypeAlias = Callable[[Tensor], Tensor]
 _ALLOWED = {"float16": 2e-2, "safetensors": 0.0, "onnx": 1e-3, "torch-export": 1e-3}
 _NEEDED = {"safetensors": ["safetensors.torch"], "onnx": ["onnx", "onnxruntime"]}
 _FRONT_END = {
-    "sample_rate": SAMPLE_RATE,
     "n_fft": N_FFT,
     "hop": HOP,
     "window": "hann, periodic",
@@ -95,11 +94,13 @@ def exported(model: Cnn6Sep, form: Format, path: Path, *, front_end: bool = Fals
 
 
 def _content(model: Cnn6Sep, form: Format, path: Path, front_end: bool) -> bytes:
-    described: dict[str, Any] = description(model) | {"front_end": _FRONT_END}
+    described: dict[str, Any] = description(model)
+    described |= {"sample_rate": SAMPLE_RATE, "front_end": _FRONT_END}
     if form == "float16":
         return folded_content(model, path)
     if form == "safetensors":
         return safetensors_content(model.state_dict(), described)
+    del described["fitted_on"]  # which asc alone has a use for
     if form == "onnx":
         return onnx_file.content(model, described, front_end)
     return program.content(model, described)

@@ -49,8 +49,9 @@ def test_onnx_and_safetensors(weights: Path, tmp_path: Path, asc_: Asc) -> None:
     assert [given.name for given in session.get_inputs()] == ["samples"]
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["classes"])[:2] == ["airport", "bus"]
-    assert json.loads(metadata["front_end"])["sample_rate"] == 44_100
-    assert json.loads(metadata["temperature"]) == 1.0
+    assert json.loads(metadata["front_end"])["hop"] == 1024
+    assert (metadata["sample_rate"], metadata["temperature"]) == ("44100", "1.0")
+    assert "level" in metadata and "fitted_on" not in metadata
 
     out = tmp_path / "network.safetensors"
     assert asc_("export", weights, "--format", "safetensors", "--out", out)[0] == 0

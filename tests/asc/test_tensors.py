@@ -1,4 +1,5 @@
 import json
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -63,6 +64,6 @@ def test_without_the_package(
 ) -> None:
     path = tmp_path / "network"
     path.write_bytes(safetensors_content(model.state_dict(), description(model)))
-    monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
     with refused("'safetensors'", "pip install 'fastsep[export]'"):
         load_model(path)

@@ -1,10 +1,16 @@
 """Fixtures of the tests of exported files."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from torch import Tensor
 
 from asc.checkpoint import load_model
+from asc.data import load_clip
 from asc.model import Cnn6Sep
+
+SHARED = Path(__file__).parents[3].parent / "shared"
 
 
 @pytest.fixture(scope="session")
@@ -27,9 +33,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Cnn6Sep:
 @pytest.fixture(scope="session")
 def released() -> Cnn6Sep:
     """The report's weights, where they are."""
-    from pathlib import Path
-
-    path = Path(__file__).parents[3].parent / "shared" / "upstream" / "ce_tta.pth"
+    path = SHARED / "upstream" / "ce_tta.pth"
     if not path.is_file():
         pytest.skip("no released weights here")
     return load_model(path)
+
+
+@pytest.fixture(scope="session")
+def recordings() -> Tensor:
+    """Two of real scenes, where they are: (2, 441000)."""
+    paths = sorted((SHARED / "audio").glob("*.wav"))
+    if len(paths) != 2:
+        pytest.skip("no recordings here")
+    return torch.stack([load_clip(path) for path in paths])

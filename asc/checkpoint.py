@@ -4,8 +4,9 @@ state_dicts of either network, with what DDP and `torch.compile` put before name
 A folded file is a `torch.save` dictionary of `format` ("asc-folded-float16"), `classes` (names),
 `specaugment` (the bounds of the masks trained with), `temperature` (what the logits are divided by,
 1.0: nothing), `fitted_on` (the clips of that, see `asc.calibration.FittedOn`, or None), `level`
-(see `Cnn6Sep.level`, or None) and `parameters` (62 474 values for ten classes, 124 948 bytes, as
-views of one tensor); it is computed with in float32.
+(see `Cnn6Sep.level`, or None), `run` (the settings that it was trained with, or None) and
+`parameters` (62 474 values for ten classes, 124 948 bytes, as views of one tensor); it is computed
+with in float32.
 """
 
 import io
@@ -119,6 +120,7 @@ def description(model: Cnn6Sep) -> dict[str, Any]:
         "temperature": model.temperature,
         "fitted_on": None if model.fitted_on is None else asdict(model.fitted_on),
         "level": model.level,
+        "run": model.run,
     }
 
 
@@ -158,6 +160,7 @@ def _load(path: Path) -> Cnn6Sep:
     if described is not None:
         _describe(path, model, described)
         _describe_calibration(path, model, described)
+        model.run = _settings(content)
     elif "net" in content:
         model.specaugment = _upstream_specaugment(path, content)
     if any(name.startswith("conv1.") for name in state):
@@ -272,6 +275,16 @@ def _describe_calibration(path: Path, model: Cnn6Sep, source: dict[str, Any]) ->
     model.temperature = float(temperature)
     if isinstance(model.bn0, MelAffine):  # else its running means tell
         model.bn0.level = level
+
+
+def _settings(content: dict[str, Any]) -> dict[str, Any] | None:
+    """The settings of the run that one of our files comes from, if it has them."""
+    if content.get("format") in (FOLDED_FORMAT, SAFETENSORS_FORMAT):
+        run = content.get("run")
+    else:
+        about = {"classes", "specaugment"}  # of the network, beside the settings
+        run = {k: v for k, v in content["hyper_parameters"].items() if k not in about}
+    return run if isinstance(run, dict) and "preset" in run else None
 
 
 def _is_number(value: Any) -> bool:

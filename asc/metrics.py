@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -85,9 +86,7 @@ def score(
     _check(p, y, classes, devices)
     y = y.astype(np.int64)
 
-    clipped = np.clip(p, CLIP, 1 - CLIP)
-    clipped /= clipped.sum(axis=1, keepdims=True)
-    losses = -np.log(clipped[np.arange(len(y)), y])
+    losses = log_losses(p, y)
     hits = (p.argmax(axis=1) == y).astype(np.float64)
 
     names = [device for device in DEVICES if device in devices]
@@ -126,16 +125,52 @@ def confusion_matrix(probabilities: Tensor | ArrayLike, labels: Tensor | ArrayLi
     Returns:
         (K, K).
     """
-    p, y = _as_array(probabilities), _as_array(labels)
-    counts = np.zeros((p.shape[1], p.shape[1]), dtype=np.int64)
-    np.add.at(counts, (y, p.argmax(axis=1)), 1)
+    # Takes a second to import.
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+    p, y = torch.as_tensor(probabilities), torch.as_tensor(labels)
+    counts: IntArray = multiclass_confusion_matrix(p, y, p.shape[1]).numpy()
     return counts
+
+
+def log_losses(p: FloatArray, y: IntArray) -> FloatArray:
+    """Every clip's log loss in nats, of clipped probabilities, see `score`.
+
+    Args:
+        p: (N, K) probabilities.
+        y: (N,) labels.
+    """
+    clipped = np.clip(p, CLIP, 1 - CLIP)
+    clipped /= clipped.sum(axis=1, keepdims=True)
+    losses: FloatArray = -np.log(clipped[np.arange(len(y)), y])
+    return losses
+
+
+def brier_scores(p: FloatArray, y: IntArray) -> FloatArray:
+    """Every clip's Brier score: sum over classes of (probability - truth)^2, in [0, 2].
+
+    Args:
+        p: (N, K) probabilities.
+        y: (N,) labels.
+
+    Source: Brier, "Verification of forecasts expressed in terms of probability", 1950.
+    """
+    truth = np.eye(p.shape[1])[y]
+    scores: FloatArray = np.square(p - truth).sum(axis=1)
+    return scores
+
+
+def confidence_bins(p: FloatArray, bins: int = ECE_BINS) -> IntArray:
+    """Every clip's confidence bin: i for a top probability in (i / bins, (i + 1) / bins]."""
+    index: IntArray = np.ceil(p.max(axis=1) * bins).astype(np.int64) - 1
+    return np.clip(index, 0, bins - 1)
 
 
 def expected_calibration_error(p: FloatArray, y: IntArray, bins: int = ECE_BINS) -> float:
     """Mean over clips of |accuracy - confidence| of the clip's confidence bin.
 
-    Confidence is the top probability; bins are (i / bins, (i + 1) / bins].
+    Confidence is the top probability; bins are (i / bins, (i + 1) / bins], as in the source.
+    (torchmetrics' are [i / bins, (i + 1) / bins).)
 
     Args:
         p: (N, K) probabilities.
@@ -146,8 +181,9 @@ def expected_calibration_error(p: FloatArray, y: IntArray, bins: int = ECE_BINS)
     """
     confidence = p.max(axis=1)
     hits = p.argmax(axis=1) == y
-    index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    gap = np.bincount(index, weights=hits - confidence, minlength=bins)  # count * (acc - conf)
+    gap = np.bincount(
+        confidence_bins(p, bins), weights=hits - confidence, minlength=bins
+    )  # count * (acc - conf)
     return float(np.abs(gap).sum() / len(y))
 
 

@@ -3,7 +3,7 @@
 import copy
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ class _Network(nn.Module):
     classes: names of the outputs; specaugment: the masks it is trained with. Checkpoints hold both.
     temperature: what the logits are divided by already, see `calibrated`; 1.0: not calibrated.
     fitted_on: the clips that the temperature was fitted on, where that is known.
+    run: what it was trained with (`asc.training.settings.Settings`, as plain values); None where
+    nothing tells.
     """
 
     def __init__(self, num_classes: int, dropout: float) -> None:
@@ -52,6 +54,7 @@ class _Network(nn.Module):
         self.specaugment = SpecAugment()
         self.temperature = 1.0
         self.fitted_on: FittedOn | None = None
+        self.run: dict[str, Any] | None = None
         self.bn0: nn.BatchNorm2d | MelAffine = nn.BatchNorm2d(N_MELS)
         self.pool = GlobalPool()
         self.dropout = nn.Dropout(dropout)

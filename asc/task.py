@@ -18,6 +18,7 @@ SCENES = (
     "tram",
 )
 DEVICES = ("a", "b", "c", "s1", "s2", "s3", "s4", "s5", "s6")  # s: simulated
+TRAINING_DEVICES = DEVICES[:6]  # those of the training split
 
 SAMPLE_RATE = 44_100  # Hz
 CLIP_SAMPLES = 441_000  # 10 s

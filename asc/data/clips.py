@@ -10,7 +10,9 @@ from asc.errors import UserError
 
 # scene-city-location-segment-device, since the edition of 2022 segment-part-device; evaluation sets
 # have devices beyond those of DEVICES.
-_TAU_NAME = re.compile(r"[^-]+-[^-]+-[^-]+-[^-]+(?:-\d+)?-([a-z]|s\d+)")
+_TAU_NAME = re.compile(
+    r"[^-]+-(?P<city>[^-]+)-(?P<location>[^-]+)-[^-]+(?:-\d+)?-(?P<device>[a-z]|s\d+)"
+)
 
 
 @dataclass(frozen=True)
@@ -78,4 +80,19 @@ def unlabelled(paths: Sequence[Path]) -> ClipList:
 def device_from_name(path: Path) -> str | None:
     """The device of a file named scene-city-location-segment[-part]-device.*, else None."""
     match = _TAU_NAME.fullmatch(path.stem)
-    return match.group(1) if match else None
+    return match["device"] if match else None
+
+
+def city_from_name(path: Path) -> str | None:
+    """The city, likewise."""
+    match = _TAU_NAME.fullmatch(path.stem)
+    return match["city"] if match else None
+
+
+def location_from_name(path: Path) -> str | None:
+    """The place of recording, likewise: city-location, the `identifier` of TAU's meta.csv.
+
+    Clips of one location were recorded there by several devices at once, or one after the other.
+    """
+    match = _TAU_NAME.fullmatch(path.stem)
+    return f"{match['city']}-{match['location']}" if match else None

@@ -448,5 +448,22 @@ def test_eps_0_reproduces_the_published_numbers(
     assert off(model(x)[0], halved) > 5e-4
 
 
+def test_the_settings_of_a_run_stay_with_its_weights(tmp_path: Path) -> None:
+    content = lightning_content(network())
+    assert _saved(tmp_path / "x.ckpt", content).run is None  # older, or of something else
+    settings = {"preset": {"name": "fl_tta", "epochs": 3}, "seed": 5, "keep": "last"}
+    content["hyper_parameters"] |= settings
+    model = _saved(tmp_path / "x.ckpt", content)
+    assert model.run == settings
+    save_folded(model, tmp_path / "folded.pt")
+    assert load_model(tmp_path / "folded.pt").run == settings
+    assert load_model(tmp_path / "folded.pt").calibrated(2.0).run == settings
+
+
+def _saved(path: Path, content: dict[str, Any]) -> Cnn6Sep:
+    torch.save(content, path)
+    return load_model(path)
+
+
 def test_module_names_its_format() -> None:
     assert checkpoint.FOLDED_FORMAT == "asc-folded-float16"  # files in the field hold it

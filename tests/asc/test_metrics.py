@@ -4,8 +4,19 @@ import math
 import numpy as np
 import pytest
 import torch
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_calibration_error,
+)
 
-from asc.metrics import confusion_matrix, expected_calibration_error, score
+from asc.metrics import (
+    brier_scores,
+    confidence_bins,
+    confusion_matrix,
+    expected_calibration_error,
+    log_losses,
+    score,
+)
 
 CLASSES = ("cat", "dog", "owl")
 P = np.array(
@@ -120,3 +131,29 @@ def test_confusion_matrix_has_a_row_for_each_true_class() -> None:
     p = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.7, 0.1], [0.9, 0.1, 0.0]])
     expected = [[1, 2, 0], [0, 0, 0], [1, 0, 0]]
     assert confusion_matrix(p, [0, 0, 0, 2]).tolist() == expected
+
+
+def test_accuracies_and_calibration_error_are_those_of_torchmetrics() -> None:
+    """Where the definitions agree: a clip of every class, no confidence on a bin's edge. It sums in
+    float32, so the last of 500 sums may be off by 500 * 6e-8."""
+    generator = torch.Generator().manual_seed(3)
+    p = (3 * torch.randn(500, 4, generator=generator, dtype=torch.float64)).softmax(1)
+    y = torch.randint(4, (500,), generator=generator)
+    ours = score(p, y, "abcd", [None] * 500)
+    assert (15 * p.amax(1)).frac().min() > 0 and len(y.unique()) == 4
+    for value, average in ((ours.accuracy_macro, "macro"), (ours.accuracy_samples, "micro")):
+        theirs = multiclass_accuracy(p, y, 4, average=average)  # type: ignore[arg-type]
+        assert value == pytest.approx(theirs.item(), abs=3e-5)
+    theirs = multiclass_calibration_error(p, y, 4, n_bins=15, norm="l1")
+    assert ours.ece == pytest.approx(theirs.item(), abs=3e-5)
+
+
+def test_what_each_clip_adds_to_the_scores() -> None:
+    losses, scores = log_losses(P, Y), score(P, Y, CLASSES, DEVICES)
+    assert losses.tolist() == pytest.approx([-math.log(p) for p in (0.5, 0.2, 0.1, 0.6)])
+    assert losses.mean() == scores.log_loss_samples
+    # (0.5 - 1)^2 + 0.3^2 + 0.2^2 and so on; two classes of which the wrong one is certain: 2.
+    assert brier_scores(P, Y).tolist() == pytest.approx([0.38, 1.14, 1.46, 0.26])
+    assert brier_scores(np.array([[1.0, 0.0]]), np.array([1])).tolist() == [2.0]
+    p = np.array([[0.6, 0.4], [0.61, 0.39], [1.0, 0.0]])
+    assert confidence_bins(p).tolist() == [8, 9, 14]

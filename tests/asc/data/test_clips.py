@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from asc.data import Clip, ClipList, unlabelled
-from asc.data.clips import device_from_name
+from asc.data.clips import city_from_name, device_from_name, location_from_name
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,20 @@ from asc.data.clips import device_from_name
 )
 def test_device_from_name(name: str, device: str | None) -> None:
     assert device_from_name(Path("folder") / name) == device
+
+
+@pytest.mark.parametrize(
+    ("name", "city", "location"),
+    [
+        ("bus-oslo-1-22-a.wav", "oslo", "oslo-1"),
+        ("metro_station-lyon-1100-42000-2-s3.wav", "lyon", "lyon-1100"),  # since 2022
+        ("bus-oslo-1-22-S1.wav", None, None),
+        ("1-116765-A.ogg", None, None),
+    ],
+)
+def test_place_of_recording(name: str, city: str | None, location: str | None) -> None:
+    path = Path("folder") / name
+    assert (city_from_name(path), location_from_name(path)) == (city, location)
 
 
 def test_columns_of_a_list() -> None:

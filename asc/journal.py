@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ _DIGEST = 16  # bytes
 
 
 class Journal:
-    """The rows of one computation.
+    """The rows of one computation; in a `with` block, the file is gone once that is left in peace.
 
     Args:
         path: the file, made with the first row, in its folder, which is there.
@@ -60,9 +60,12 @@ class Journal:
         finally:
             os.close(descriptor)
 
-    def remove(self) -> None:
-        """Ends it: its rows have arrived where they were to go."""
-        self.path.unlink(missing_ok=True)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.path.unlink(missing_ok=True)
 
     def _digest(self, index: int, numbers: bytes) -> bytes:
         return hashlib.sha256(self._depends[index] + numbers).digest()[:_DIGEST]

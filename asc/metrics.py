@@ -57,7 +57,7 @@ class Scores:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict for JSON; NaN (a class without clips) becomes None."""
-        return _without_nan(asdict(self))
+        return without_nan(asdict(self))
 
 
 def score(
@@ -224,7 +224,10 @@ def _class_average(values: FloatArray, y: IntArray) -> float:
     return float(np.mean([values[y == k].mean() for k in np.unique(y)]))
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Plain values for JSON: None in place of every NaN, in dictionaries and lists too."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,9 +1,9 @@
 """`asc evaluate`."""
 
 import sys
-from dataclasses import asdict
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -34,8 +34,23 @@ def command(
             "--json", metavar="FILE", help="Write the scores to a file; -: standard output."
         ),
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for predictions, scores and a report; what is there of "
+            "an evaluation before is replaced.",
+        ),
+    ] = None,
+    audio: Annotated[
+        bool,
+        typer.Option(
+            "--audio/--no-audio",
+            help="In the report, excerpts of the worst mistakes to listen to, 6 MB at most.",
+        ),
+    ] = True,
     split: Annotated[
-        Literal["evaluate", "train", "all"],
+        Literal["evaluate", "train", "all", "test"],
         typer.Option(
             help="Of the data set. Of one folder per class, evaluate is a fifth, held out by name."
         ),
@@ -68,9 +83,13 @@ def command(
 ) -> None:
     """Scores a network on a data set: overall, by class and by device.
 
+    With --out a folder is left of predictions.csv (what the network says about every clip),
+    scores.json and report.html (all of it to look at, in one file). Of --split test, clips without
+    labels, there are predictions alone.
+
     \b
     Example:
-      asc evaluate run/folded.pt DATA --tta 30 --json scores.json
+      asc evaluate run/folded.pt DATA --tta 30 --out results
     """
     from rich.console import Console
 
@@ -78,15 +97,25 @@ def command(
     from asc.checkpoint import load_model
     from asc.compute import pick_device
     from asc.data import open_dataset, open_logmels, user_cache
+    from asc.errors import UserError
     from asc.files import check_file, is_stdout, write_results
     from asc.processes import check_devices
-    from asc.report.tables import print_tables, printable, score_tables
-    from asc.scoring import evaluation_journal, score_clips
+    from asc.report.evaluation import describe
+    from asc.report.folder import check_out, write_evaluation, write_unscored
+    from asc.report.tables import print_tables, score_tables
+    from asc.scoring import evaluation_journal, predict, score_clips
 
     target = pick_device(device, precision)
     check_devices(devices, target)
+    if split == "test" and (out is None or json_file is not None):
+        raise UserError(
+            "--split test has no labels to score: with --out DIR, and without --json, it leaves "
+            "predictions"
+        )
     if json_file is not None:
         check_file(json_file)
+    if out is not None:
+        check_out(out, scored=split != "test")
     model = load_model(weights, eps=eps)
     clips = open_dataset(data, split, model.classes)
     if not allow_calibration_clips:
@@ -101,37 +130,38 @@ def command(
     journal = evaluation_journal(
         cache or user_cache(), model, clips, masks, seed, target, precision
     )
-    with open_logmels(clips, cache, target) as logmels:
-        found = score_clips(
-            model,
-            logmels,
-            clips,
-            tta=masks,
-            seed=seed,
-            engine=tta_engine,
-            device=target,
-            precision=precision,
-            devices=devices,
-            journal=journal,
-        )
-    taken = json_file is not None and is_stdout(json_file)  # the tables make way
-    print_tables(Console(stderr=taken), score_tables(found.scores, clips.of, found.masks))
-    if json_file is not None:
-        content = {
+    how: dict[str, Any] = {
+        "tta": masks,
+        "seed": seed,
+        "engine": tta_engine,
+        "device": target,
+        "precision": precision,
+        "devices": devices,
+        "journal": journal,
+    }
+    with journal or nullcontext():  # kept until its results are written
+        with open_logmels(clips, cache, target) as logmels:
+            if out is not None and split == "test":
+                write_unscored(out, data, clips, model.classes, predict(model, logmels, **how))
+                print(f"{out}: predictions.csv; no scores, the split has no labels")
+                return
+            found = score_clips(model, logmels, clips, **how)
+        taken = json_file is not None and is_stdout(json_file)  # the tables make way
+        console = Console(stderr=taken)
+        print_tables(console, score_tables(found.scores, clips.of, found.masks))
+        if json_file is None and out is None:
+            return
+        settings = {
             "weights": str(weights),
             "data": str(data),
             "split": split,
             "seed": seed,
             "eps": eps,
             "precision": precision,
-            "results": [
-                {"tta": masks if isinstance(masks, int) else asdict(masks), **s.to_dict()}
-                for masks, s in found.scores.items()
-            ],
         }
-        if tta == "auto":
-            names = [printable(clip.path) for clip in clips]
-            content["masks"] = dict(zip(names, found.masks, strict=True))
-        write_results(json_file, content)
-    if journal is not None:
-        journal.remove()
+        content = describe(settings, found, clips, model)
+        if json_file is not None:
+            write_results(json_file, content)
+        if out is not None:
+            write_evaluation(out, data, clips, model, found, content, audio=audio)
+            console.print(f"{out}: predictions.csv, scores.json, report.html", soft_wrap=True)

@@ -24,9 +24,14 @@ def test_rows_come_back(journal: Journal) -> None:
     journal.write(3, np.ones((1, 3)))
     journal.write(0, np.ones((1, 3)))
     assert journal.read()[1].all()
-    journal.remove()
-    journal.remove()
+    with pytest.raises(KeyboardInterrupt), journal:
+        raise KeyboardInterrupt
+    assert journal.read()[1].all()
+    with journal:
+        pass
     assert not journal.path.exists()
+    with journal:
+        pass
 
 
 @pytest.mark.parametrize("row", range(4))

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from torch import Tensor
 
 from asc import prediction
 from asc.model import Cnn6Sep
+from asc.report.predictions import read_predictions
 
 Asc = Callable[..., tuple[int, str, str]]
 OneLine = Rejects = Callable[..., None]
@@ -18,7 +20,10 @@ Wav = Callable[..., Path]
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (("evaluate", "w", "d", "--split", "test"), "--split"),
+        (("evaluate", "w", "d", "--split", "test"), "--split test has no labels"),
+        (("evaluate", "w", "d", "--split", "test", "--out", "o", "--json", "-"), "without --json"),
+        (("evaluate", "w", "d", "--out", "/proc/x"), "/proc/x"),
+        (("evaluate", "w", "d", "--out", "-"), "expected a folder"),
         (("evaluate", "w", "d", "--precision", "tf32", "--device", "cpu"), "tf32"),
         (("evaluate", "w", "d", "--devices", "0"), "--devices"),
         (("evaluate", "w", "d", "--tta", "some"), "an integer or auto, not 'some'"),
@@ -165,3 +170,51 @@ def test_a_part_of_the_clips_is_called_a_part(
     code, _, error = asc_("evaluate", weights, tmp_path / "data")
     assert code == 2 and "'all'" in error
     assert clips_scored("--split", "all") == ("11", "")
+
+
+def test_a_folder_of_results(classes: tuple[Path, Path], asc_: Asc, tmp_path: Path) -> None:
+    """The scores are those of --json, the predictions those with masks."""
+    out = tmp_path / "out"
+    code, output, error = asc_(
+        "evaluate", *classes, "--tta", 2, "--out", out, "--no-audio", "--json", tmp_path / "x.json"
+    )
+    assert code == 0, error
+    assert "report.html" in output.splitlines()[-1]
+    assert (out / "scores.json").read_bytes() == (tmp_path / "x.json").read_bytes()
+    scores = json.loads((out / "scores.json").read_text())
+    found = read_predictions(out)
+    assert found.filenames == ("evaluate/bus/0.wav", "evaluate/tram/0.wav")
+    assert found.labels == (1, 9)
+    p = found.probabilities[[0, 1], [1, 9]]
+    assert scores["results"][1]["log_loss_samples"] == pytest.approx(-np.log(p).mean())
+    page = (out / "report.html").read_text()
+    assert f"{scores['results'][1]['log_loss_samples']:.3f}" in page and "<audio" not in page
+
+
+def test_clips_without_labels_are_predicted(
+    weights: Path, tmp_path: Path, asc_: Asc, one_line: OneLine, wav: Wav
+) -> None:
+    """As `asc predict` does it; beside scores of others the predictions would mislead."""
+    names = [f"audio/bus-oslo-1-{i}-s5.wav" for i in range(2)]
+    for name in names:
+        wav(tmp_path / "set" / name)
+    (tmp_path / "set" / "evaluation_setup").mkdir()
+    table = tmp_path / "set" / "evaluation_setup" / "fold1_test.csv"
+    table.write_text("\n".join(["filename", *names]) + "\n")
+    out = tmp_path / "out"
+    asked = ("evaluate", weights, tmp_path / "set", "--split", "test", "--tta", 2, "--out", out)
+    code, output, error = asc_(*asked)
+    assert code == 0, error
+    assert "predictions.csv; no scores" in output
+    assert [path.name for path in out.iterdir()] == ["predictions.csv"]
+    found = read_predictions(out)
+    assert (found.filenames, found.labels) == (tuple(names), (None, None))
+    assert (found.devices, found.cities) == (("s5", "s5"), ("oslo", "oslo"))
+    _, lines, _ = asc_("predict", weights, tmp_path / "set", "--tta", 2, "--json")
+    for line, row in zip(lines.splitlines(), found.probabilities.tolist(), strict=True):
+        assert list(json.loads(line)["probabilities"].values()) == row
+
+    (out / "scores.json").write_text("{}")
+    code, _, error = asc_(*asked)
+    assert code == 2
+    one_line(error, "scores.json", "another folder")

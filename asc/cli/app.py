@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from asc.cli import calibrate, demo, evaluate, export, info, predict, submit, synth, train
+from asc.cli import calibrate, compare, demo, evaluate, export, info, predict, submit, synth, train
 from asc.errors import UserError
 
 _EXIT_CODES = """\b
@@ -28,7 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for module in (demo, synth, train, evaluate, predict, calibrate, export, submit, info):
+for module in (demo, synth, train, evaluate, compare, predict, calibrate, export, submit, info):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 
 

@@ -100,8 +100,6 @@ def command(
     from asc.errors import UserError
     from asc.files import check_file, is_stdout, write_results
     from asc.processes import check_devices
-    from asc.report.evaluation import describe
-    from asc.report.folder import check_out, write_evaluation, write_unscored
     from asc.report.tables import print_tables, score_tables
     from asc.scoring import evaluation_journal, predict, score_clips
 
@@ -115,6 +113,8 @@ def command(
     if json_file is not None:
         check_file(json_file)
     if out is not None:
+        from asc.report.folder import check_out, write_evaluation, write_unscored
+
         check_out(out, scored=split != "test")
     model = load_model(weights, eps=eps)
     clips = open_dataset(data, split, model.classes)
@@ -151,6 +151,8 @@ def command(
         print_tables(console, score_tables(found.scores, clips.of, found.masks))
         if json_file is None and out is None:
             return
+        from asc.report.evaluation import describe
+
         settings = {
             "weights": str(weights),
             "data": str(data),

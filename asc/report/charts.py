@@ -19,7 +19,7 @@ from asc.metrics import ECE_BINS, IntArray
 
 # Drawn in colours that stand for those of the page's style sheet.
 INK, SOFT, LINE = "#000001", "#000002", "#000003"
-SERIES = ("#000004", "#000005", "#000006")
+SERIES = ("#000004", "#000005", "#000006", "#000007", "#000008")
 _OF_PAGE = {
     INK: "currentColor",
     SOFT: "var(--soft)",
@@ -44,6 +44,7 @@ _STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
 }
+_WIDEST = 50  # letters of names beside each other
 _MOST_COUNTED = 25  # classes whose confusions are written into their cells
 
 
@@ -108,9 +109,9 @@ def class_scores(
         names: of the classes.
         ways: by what to call them, (value, interval) of every class.
     """
-    with _drawing("classes", 5.8, 1.0 + 0.36 * len(names)) as (figure, svg):
+    with _drawing("classes", 5.8, 0.8 + 0.1 * len(ways) + 0.36 * len(names)) as (figure, svg):
         axes = figure.subplots()
-        apart = 0.26
+        apart = 0.78 / (len(ways) + 1)
         for i, ((way, values), color) in enumerate(zip(ways.items(), cycle(SERIES), strict=False)):
             y = np.arange(len(names)) + apart * (i - (len(ways) - 1) / 2)
             _points(axes, y, values, color, way)
@@ -120,7 +121,8 @@ def class_scores(
         axes.set(xlabel="log loss (nats)", xlim=(0, None), ylim=(len(names) - 0.5, -0.5))
         axes.grid(axis="x")
         if len(ways) > 1:
-            figure.legend(loc="outside upper left", ncols=len(ways), fontsize=9)
+            wide = sum(map(len, ways)) > _WIDEST
+            figure.legend(loc="outside upper left", ncols=1 if wide else len(ways), fontsize=9)
     return svg()
 
 

@@ -47,6 +47,7 @@ def test_without_a_compiler_it_installs_and_runs_on_the_reference(tmp_path: Path
     environment = os.environ | {"FASTSEP_NO_EXT": "1", "PYTHONPATH": str(tmp_path)}
     subprocess.run(command, check=True, capture_output=True, env=environment)
     assert not list(tmp_path.rglob("*.so"))
+    assert (tmp_path / "asc" / "report" / "templates" / "report.html").is_file()
     program = """
 import json, torch, fastsep
 assert fastsep.__file__.startswith(__import__("os").environ["PYTHONPATH"]), fastsep.__file__

@@ -32,6 +32,8 @@ from asc.report.folder import SCORES
 from asc.report.predictions import Predictions, read_predictions
 from asc.report.tables import printable, system_name
 
+_OF_EACH = {"weights", "data", "seed", "temperature"}  # members of a system may differ in them
+
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -175,7 +177,11 @@ def _groups(members: Sequence[Evaluated]) -> Iterator[list[Evaluated]]:
             continue
         settings = member.settings
         alike = {name: value for name, value in member.run.items() if name != "seed"}
-        how = {name: settings.get(name) for name in ("eps", "precision", "split")}
+        how = {
+            name: value
+            for name, value in settings.items()
+            if not isinstance(value, (list, dict)) and name not in _OF_EACH
+        }
         calibrated = settings.get("temperature", 1) != 1
         key = json.dumps([alike, how, calibrated, _tta(member)], sort_keys=True)
         groups.setdefault(key, []).append(member)

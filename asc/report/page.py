@@ -61,7 +61,7 @@ def report_page(
         "report.html",
         **{key: content[key] for key in ("bootstrap", "definitions", "versions", "complexity")},
         title=Path(content["weights"]).name,
-        settings=_settings(content, names),
+        settings=list(_settings(content, names)),
         run=list(_flat(content["run"] or {})),
         clips=len(clips),
         of=clips.of,
@@ -90,10 +90,13 @@ def report_page(
     )
 
 
-def _settings(content: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, Any]]:
-    keys = ("weights", "data", "split", "precision", "seed", "eps")
-    named = [(key, content[key]) for key in keys if content[key] is not None]
-    return [*named, ("masks a clip", names[-1]), ("temperature", f"{content['temperature']:.4g}")]
+def _settings(content: Mapping[str, Any], names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """How it was evaluated: what of the content is a single value."""
+    for name, value in content.items():
+        if isinstance(value, (str, int, float)) and name != "temperature":
+            yield name, value
+    yield "masks a clip", names[-1]
+    yield "temperature", f"{content['temperature']:.4g}"
 
 
 def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

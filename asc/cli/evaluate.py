@@ -81,7 +81,7 @@ def command(
         ),
     ] = None,
 ) -> None:
-    """Scores a network on a data set: overall, by class and by device.
+    """Scores a network on a data set: overall, by class, by device.
 
     With --out a folder is left of predictions.csv (what the network says about every clip),
     scores.json and report.html (all of it to look at, in one file). Of --split test, clips without

@@ -24,7 +24,10 @@ def test_what_asc_loads_again(form: Format, model: Cnn6Sep, tmp_path: Path) -> N
     made = formats.exported(model, form, tmp_path / "x")
     (tmp_path / "x").write_bytes(made.content)
     loaded = load_model(tmp_path / "x")
-    assert made.difference <= made.largest * (FLOAT16 if form == "float16" else 0)
+    if form == "float16":
+        assert 0 < made.difference <= FLOAT16 * made.largest
+    else:
+        assert made.difference == 0
     assert (loaded.classes, loaded.specaugment) == (model.classes, model.specaugment)
     assert (loaded.temperature, loaded.level) == (0.1, model.level)
     for name, tensor in loaded.state_dict().items():
@@ -33,15 +36,12 @@ def test_what_asc_loads_again(form: Format, model: Cnn6Sep, tmp_path: Path) -> N
 
 
 def test_difference_is_of_what_was_written(model: Cnn6Sep, tmp_path: Path) -> None:
-    """float16 rounds, so its difference is neither 0 nor large; a front end is part of it."""
-    made = formats.exported(model, "float16", tmp_path / "x")
-    assert 0 < made.difference <= FLOAT16 * made.largest
+    """Which is where the front end adds up in another order."""
     made = formats.exported(model, "onnx", tmp_path / "x", front_end=True)
     assert 0 < made.difference < 1e-5 * made.largest
 
 
-@pytest.mark.parametrize("factor", [1.05, float("nan")])
-@pytest.mark.parametrize("form", ["float16", "onnx"])
+@pytest.mark.parametrize(("form", "factor"), [("float16", float("nan")), ("onnx", 1.05)])
 def test_files_that_compute_something_else_are_refused(
     form: Format,
     factor: float,

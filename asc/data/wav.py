@@ -41,6 +41,16 @@ def read_plain_wav(path: Path, frames: int) -> NDArray[np.float32] | None:
         return None
 
 
+def count_plain_wav(path: Path) -> int | None:
+    """How many samples `read_plain_wav` finds, from the header alone; None where it finds none."""
+    try:
+        with path.open("rb") as file:
+            found = _find_samples(file)
+    except OSError:
+        return None
+    return None if found is None else found[2]
+
+
 def _read_samples(file: BinaryIO, width: int, count: int) -> NDArray[np.float32] | None:
     """Of a file that is where they start; None if it has become shorter.
 

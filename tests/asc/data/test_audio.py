@@ -10,6 +10,7 @@ import soundfile
 import torch
 
 from asc.data import fit_length, load_clip, read_audio
+from asc.data.audio import is_longer
 from asc.task import CLIP_SAMPLES, SAMPLE_RATE
 
 Refused = Callable[..., Any]
@@ -170,3 +171,13 @@ def test_load_clip_is_always_10_s(tmp_path: Path, seconds: float, rate: int) -> 
     assert clip.shape == (CLIP_SAMPLES,)
     start = min(len(clip), round(min(seconds, 10) * SAMPLE_RATE)) - 100
     assert torch.equal(clip[:start], read_audio(path)[:start])
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac"])
+@pytest.mark.parametrize("rate", [44_100, 8_000])
+def test_how_long_it_is(tmp_path: Path, name: str, rate: int, refused: Refused) -> None:
+    path = tmp_path / name
+    soundfile.write(path, tone(440, 2.0, rate), rate)
+    assert is_longer(path, 1.99) and not is_longer(path, 2.0)
+    with refused("none.wav", "no such file"):
+        is_longer(tmp_path / "none.wav", 1)

@@ -36,14 +36,14 @@ def read_folders(root: Path, classes: Sequence[str] | None = None) -> ClipList:
         raise UserError(f"{root}: has no subfolders, expected one folder of audio files per class")
     names = tuple(classes) if classes is not None else tuple(map(_class_name, folders))
     clips: list[Clip] = []
-    skipped = Counter("audio beside the class folders" for p in root.iterdir() if _is_audio(p))
+    skipped = Counter("audio beside the class folders" for p in root.iterdir() if is_audio(p))
     for folder in folders:
         if _class_name(folder) not in names:
             raise UserError(f"{folder}: not one of the classes {', '.join(names)}")
         label = names.index(_class_name(folder))
         inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
-        paths = sorted(filter(_is_audio, inside))
-        skipped.update(_why_skipped(path) for path in inside if not _is_audio(path))
+        paths = sorted(filter(is_audio, inside))
+        skipped.update(_why_skipped(path) for path in inside if not is_audio(path))
         if not paths:
             raise UserError(f"{folder}: holds no audio files{_listed(skipped)}")
         clips += [Clip(path, label, device_from_name(path)) for path in paths]
@@ -72,6 +72,7 @@ def _listed(skipped: Counter[str]) -> str:
     return f"; not read: {found}" if found else ""
 
 
-def _is_audio(path: Path) -> bool:
+def is_audio(path: Path) -> bool:
+    """Whether a path is a file with a suffix of audio, and not hidden."""
     hidden = path.name.startswith(".")
     return path.suffix.lower() in AUDIO_SUFFIXES and not hidden and path.is_file()

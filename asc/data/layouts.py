@@ -1,5 +1,6 @@
 """One door to every data set layout."""
 
+import glob
 import hashlib
 import os
 from collections import defaultdict
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from asc.data.clips import Clip, ClipList
-from asc.data.folders import read_folders
+from asc.data.folders import is_audio, read_folders
 from asc.data.tau import SETUP_FOLDER, Split, read_tau
 from asc.errors import UserError
 from asc.task import SCENES
@@ -68,17 +69,47 @@ def open_dataset(root: str | Path, split: Split, classes: Sequence[str] | None =
     return clips if split == "all" else _held_out(root, clips, split)
 
 
-def audio_files(paths: Iterable[Path]) -> Iterator[Path]:
-    """The files to predict: those named, and of a data set in TAU layout those of its test split.
+def audio_files(paths: Iterable[Path], *, recursive: bool = False) -> Iterator[Path]:
+    """The files to predict, in the order of what names them, and by name inside of it.
+
+    Args:
+        paths: files, which need not be there; data sets in TAU layout, of which those of the test
+            split are meant; other folders, of which the audio files (by suffix) that are not
+            hidden; and patterns with `*`, `?`, `[...]` or `**` that the shell has left alone.
+        recursive: whether the folders inside folders are meant too.
 
     Raises:
-        UserError: as `read_tau`.
+        UserError: as `read_tau`; a folder or pattern without any files.
     """
     for path in paths:
         if (path / SETUP_FOLDER).is_dir():
             yield from (clip.path for clip in read_tau(path, "test"))
+        elif path.is_dir():
+            yield from _in_folder(path, recursive)
+        elif not path.exists() and glob.has_magic(str(path)):
+            found = sorted(map(Path, glob.glob(str(path), recursive=True)))
+            files = [name for name in found if not name.is_dir()]
+            if not files:
+                raise UserError(f"{path}: there are no such files")
+            yield from files
         else:
             yield path
+
+
+def _in_folder(folder: Path, recursive: bool) -> list[Path]:
+    """Its audio files; links to folders are not followed, which may lead in circles."""
+    if recursive:
+        inside = []
+        for root, folders, names in os.walk(folder):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            inside += [Path(root, name) for name in names]
+    else:
+        inside = list(folder.iterdir())
+    files = sorted(filter(is_audio, inside))
+    if not files:
+        hint = "" if recursive else "; --recursive looks into the folders inside it"
+        raise UserError(f"{folder}: holds no audio files{hint}")
+    return files
 
 
 def _held_out(root: Path, clips: ClipList, split: Split) -> ClipList:

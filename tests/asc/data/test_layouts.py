@@ -81,5 +81,30 @@ def test_errors(tmp_path: Path, refused: Refused, class_folders: Callable[..., P
 
 
 def test_files_to_predict(tau: Path) -> None:
-    named = tau / "audio"
-    assert list(audio_files([named, tau])) == [named, tau / "audio" / "tram-oslo-3-3-s4.wav"]
+    missing, named = tau / "none.wav", tau / "audio" / "tram-oslo-3-3-s4.wav"
+    assert list(audio_files([missing, tau, Path("-")])) == [missing, named, Path("-")]
+
+
+def test_folders_and_patterns(tmp_path: Path, refused: Refused) -> None:
+    files = [tmp_path / name for name in ("b.wav", "a.FLAC", "in/c.ogg", "in/deep/d.mp3")]
+    others = [tmp_path / name for name in (".x.wav", "x.txt", ".hidden/x.wav", "in/.x/x.wav")]
+    for path in (*files, *others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "in" / "circle").symlink_to(tmp_path)
+    b, a, c, d = files
+    assert list(audio_files([tmp_path])) == [a, b]
+    assert list(audio_files([c, tmp_path], recursive=True)) == [c, a, b, c, d]
+    assert list(audio_files([tmp_path / "*.wav", a])) == [b, a]
+    assert list(audio_files([tmp_path / "in" / "d[e]*" / "**" / "*"])) == [d]
+    odd = tmp_path / "[b].wav"
+    odd.touch()
+    assert list(audio_files([odd])) == [odd]  # a name, as it is there
+    empty = tmp_path / "empty"
+    (empty / "below").mkdir(parents=True)
+    with refused(empty, "no audio files", "--recursive"):
+        list(audio_files([empty]))
+    with refused(empty, "no audio files"):
+        list(audio_files([empty], recursive=True))
+    with refused("*.aiff", "no such files"):
+        list(audio_files([tmp_path / "*.aiff"]))

@@ -23,7 +23,6 @@ import torch
 
 from asc.compute import DeviceName
 from asc.errors import UserError
-from asc.progress import Advance
 
 T = TypeVar("T")
 
@@ -85,7 +84,7 @@ def run(
     work: Callable[..., T],
     arguments: list[tuple[Any, ...]],
     *,
-    advance: Advance = lambda n: None,
+    advance: Callable[[Any], None] = lambda said: None,
 ) -> list[T]:
     """Does `work(place, advance, *arguments[rank])` in as many processes as there are arguments.
 
@@ -96,7 +95,8 @@ def run(
     Args:
         work: a function of a module; it, what it is given and returns have to be picklable.
         arguments: for each process.
-        advance: called with the numbers that the processes call theirs with.
+        advance: called with what the processes call theirs with, as they do: how many are done, or
+            what they found.
 
     Returns:
         What `work` returned, in order.
@@ -137,7 +137,9 @@ def run(
 
 
 def _listen(
-    processes: list[BaseProcess], receivers: list[connection.Connection], advance: Advance
+    processes: list[BaseProcess],
+    receivers: list[connection.Connection],
+    advance: Callable[[Any], None],
 ) -> list[Any]:
     """The results, as soon as all are there; raises once one has failed and the others had time."""
     results: dict[int, Any] = {}
@@ -242,7 +244,7 @@ def _enter(
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host's name may lead anywhere
     message: tuple[str, Any]
     try:
-        message = "done", work(place, lambda n: say(("advanced", n)), *arguments)
+        message = "done", work(place, lambda said: say(("advanced", said)), *arguments)
     except KeyboardInterrupt:
         message = "failed", KeyboardInterrupt()
     except (UserError, OSError, MemoryError) as error:

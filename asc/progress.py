@@ -13,6 +13,8 @@ from rich.text import Text
 T = TypeVar("T")
 Advance: TypeAlias = Callable[[int], None]  # takes how many more are done
 
+_quiet = False
+
 
 def tracked(
     items: Iterable[T], description: str, *, total: int | None = None, completed: int = 0
@@ -43,10 +45,11 @@ def counted(
 ) -> Iterator[Advance]:
     """Inside there is such a bar, which is told how much is done; with a unit it says how fast."""
     console = Console(stderr=True)
+    if not _is_seen(console):
+        yield lambda n: None
+        return
     columns = Progress.get_default_columns() + ((_Speed(unit),) if unit else ())
-    with Progress(
-        *columns, console=console, transient=True, disable=not _is_seen(console)
-    ) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(description, total=total, completed=completed)
         yield partial(progress.advance, task)
 
@@ -62,6 +65,17 @@ class _Speed(ProgressColumn):
         return Text(f"{task.speed:.1f} {self.unit}/s" if task.speed else "")
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside there are no bars: for what shows by other means how far it is."""
+    global _quiet
+    before, _quiet = _quiet, True
+    try:
+        yield
+    finally:
+        _quiet = before
+
+
 def _is_seen(console: Console) -> bool:
     alone = os.environ.get("RANK", "0") == "0"  # or the first of several processes
-    return console.is_terminal and alone
+    return console.is_terminal and alone and not _quiet

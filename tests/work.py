@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from asc.errors import UserError
-from asc.processes import Advance, Place
+from asc.processes import Place
+from asc.progress import Advance
 from fastsep.syncnorm import SyncBatchNorm2d
 
 Parts: TypeAlias = list[tuple[Tensor, Tensor]]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # which takes PyTorch to import
     from asc.prediction import Until
 
 WHOLE = "<int>"  # as the kind of value in the help: its range stands there anyway
+MAX_GAIN = 100  # dB, the range of the front end
 MAX_PROCESSES = 256  # more would sooner bring a machine down than be of use
 
 Weights = Annotated[
@@ -70,6 +71,37 @@ def tta_of(masks: int | str, tolerance: float) -> "int | Until":
     return masks if isinstance(masks, int) else Until(tolerance)
 
 
+def _gain(text: str) -> float | str:
+    """A number of dB, or "auto"."""
+    if text == "auto":
+        return text
+    try:
+        gain = float(text)
+    except ValueError:
+        raise typer.BadParameter(f"it must be a number of dB or auto, not '{text}'") from None
+    if not abs(gain) <= MAX_GAIN:  # nor NaN
+        raise typer.BadParameter(f"it must be from -{MAX_GAIN} to {MAX_GAIN} dB, not '{text}'")
+    return gain
+
+
+GainOption = Annotated[
+    Any,
+    typer.Option(
+        "--gain",
+        metavar="<dB>|auto",
+        parser=_gain,
+        help="Make the recordings louder by so many dB before the network hears them; auto: each "
+        "clip or window by what brings its mean log-mel to that of the network's training set.",
+    ),
+]
+Eps = Annotated[
+    float | None,
+    typer.Option(
+        help="In 1 / sqrt(var + eps) when batch norm is folded, instead of its own 1e-5; "
+        "0 reproduces the numbers published for the report's weights.",
+        show_default=False,
+    ),
+]
 TtaEngine = Annotated[
     Engine,
     typer.Option(

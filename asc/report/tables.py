@@ -7,14 +7,13 @@ from pathlib import Path
 
 import torch
 from rich.console import Console, RenderableType
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from asc.calibration import Quality
 from asc.complexity import LayerRow, Limit, Size, macs_per_second, peak_memory, total_macs
 from asc.metrics import Scores
 from asc.prediction import Until
-from asc.scoring import Prediction
 
 
 def system_name(masks: int | Until) -> str:
@@ -89,15 +88,6 @@ def calibration_table(before: Quality, after: Quality) -> Table:
     table.add_row("negative log-likelihood (log loss)", _nats(before.nll), _nats(after.nll))
     table.add_row("Brier score", _nats(before.brier), _nats(after.brier))
     table.add_row("expected calibration error", _percent(before.ece), _percent(after.ece))
-    return table
-
-
-def prediction_table(paths: Iterable[Path], predictions: Iterable[Prediction]) -> Table:
-    """The label of each file and how probable it is."""
-    table = Table(Column("file", overflow="fold"), "label", "probability")
-    for path, found in zip(paths, predictions, strict=True):
-        probability = _percent(found.probabilities[found.label])
-        table.add_row(Text(printable(path)), Text(printable(found.label)), probability)
     return table
 
 

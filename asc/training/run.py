@@ -46,7 +46,8 @@ from asc.data import ClipList, LogMelDataset, choose_cache, open_dataset
 from asc.errors import UserError, note
 from asc.files import check_folder, make_folder, write_json
 from asc.prediction import MAX_BATCH_BYTES, batch_size
-from asc.processes import Advance, Place, run
+from asc.processes import Place, run
+from asc.progress import Advance
 from asc.training.callbacks import AtomicCheckpointIO, KeepBestAndLast, Progress
 from asc.training.module import LOOK_EVERY, Diverged, SceneClassifier
 from asc.training.settings import Settings, may_extend, read_settings

@@ -1,23 +1,21 @@
 import io
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from asc.complexity import LayerRow, Limit, Size
 from asc.metrics import score
 from asc.report.tables import (
     complexity_table,
     limit_table,
-    prediction_table,
     print_tables,
     score_tables,
     size_lines,
     work_lines,
 )
-from asc.scoring import Prediction
 
 P = np.array([[0.5, 0.5, 0], [0.2, 0.8, 0]])
 
@@ -56,14 +54,6 @@ def test_no_table_of_devices_that_nobody_knows() -> None:
     assert len(list(score_tables({0: scores}))) == 2
 
 
-def test_predictions_of_oddly_named_files() -> None:
-    found = Prediction("[b]dog", {"cat": 0.25, "[b]dog": 0.75}, [0.0, 1.0])
-    paths = [Path("[bold]x.wav"), Path("\udcffy.wav"), Path("[bold]x.wav")]
-    output = text([prediction_table(paths, [found] * 3)])
-    assert output.count("[bold]x.wav") == 2 and "\ufffdy.wav" in output
-    assert output.count("[b]dog") == 3 and output.count("75.0 %") == 3
-
-
 def test_complexity() -> None:
     rows = [
         LayerRow("one", (64, 215, 128), 1500, 2000, 7_000_000, 1_000_000),
@@ -94,19 +84,20 @@ def test_limits() -> None:
 def test_off_a_terminal_rows_are_lines_of_cells_between_tabs() -> None:
     """In full width, and without marks that only a terminal understands."""
     name = "[b]x" + 300 * "y" + "\t\n.wav"
-    found = Prediction("[/left]", {"[/left]": 0.75}, [0.0])
+    table = Table("file", "label")
+    table.add_row(Text(name), Text("[/left]"))
     scores = score(P, np.array([0, 1]), ("cat", "[/dog]", "owl"), ["[/left]", "s1"])
     for width in (40, 400):
         console = Console(width=width, file=io.StringIO())
-        print_tables(console, [prediction_table([Path(name)], [found])])
+        print_tables(console, [table])
         lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
         shown = name.replace("\t", " ").replace("\n", " ")
-        assert lines == ["file\tlabel\tprobability", f"{shown}\t[/left]\t75.0 %"]
+        assert lines == ["file\tlabel", f"{shown}\t[/left]"]
         print_tables(console, score_tables({0: scores}))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     for line in ("By class\nclass\tclips\tlog loss no TTA\taccuracy no TTA\n",
                  "\n[/dog]\t1\t0.223\t100.0 %\n", "\n[/left]\t1\t0.693\t"):  # fmt: skip
         assert line in text
     terminal = Console(width=80, file=io.StringIO(), force_terminal=True)
-    print_tables(terminal, [prediction_table([Path("x.wav")], [found])])
+    print_tables(terminal, [table])
     assert "\t" not in terminal.file.getvalue()  # type: ignore[attr-defined]

@@ -11,6 +11,8 @@ from asc.cli.options import (
     Data,
     Device,
     Devices,
+    Eps,
+    GainOption,
     Inference,
     Masks,
     Seed,
@@ -55,14 +57,8 @@ def command(
             help="Of the data set. Of one folder per class, evaluate is a fifth, held out by name."
         ),
     ] = "evaluate",
-    eps: Annotated[
-        float | None,
-        typer.Option(
-            help="In 1 / sqrt(var + eps) when batch norm is folded, instead of its own 1e-5; "
-            "0 reproduces the numbers published for the report's weights.",
-            show_default=False,
-        ),
-    ] = None,
+    gain: GainOption = "0",
+    eps: Eps = None,
     allow_calibration_clips: Annotated[
         bool,
         typer.Option(
@@ -99,7 +95,9 @@ def command(
     from asc.data import open_dataset, open_logmels, user_cache
     from asc.errors import UserError
     from asc.files import check_file, is_stdout, write_results
+    from asc.level import LevelledItems, check_gain
     from asc.processes import check_devices
+    from asc.report.found import remark_on_levels
     from asc.report.tables import print_tables, score_tables
     from asc.scoring import evaluation_journal, predict, score_clips
 
@@ -117,6 +115,7 @@ def command(
 
         check_out(out, scored=split != "test")
     model = load_model(weights, eps=eps)
+    check_gain(gain, model.level)
     clips = open_dataset(data, split, model.classes)
     if not allow_calibration_clips:
         refuse_fitted_on(model, weights, clips, data)
@@ -128,7 +127,7 @@ def command(
         )
     masks = tta_of(tta, tta_tolerance)
     journal = evaluation_journal(
-        cache or user_cache(), model, clips, masks, seed, target, precision
+        cache or user_cache(), model, clips, masks, seed, target, precision, gain
     )
     how: dict[str, Any] = {
         "tta": masks,
@@ -141,11 +140,15 @@ def command(
     }
     with journal or nullcontext():  # kept until its results are written
         with open_logmels(clips, cache, target) as logmels:
+            heard = LevelledItems(logmels, gain, model.level)
             if out is not None and split == "test":
-                write_unscored(out, data, clips, model.classes, predict(model, logmels, **how))
-                print(f"{out}: predictions.csv; no scores, the split has no labels")
-                return
-            found = score_clips(model, logmels, clips, **how)
+                write_unscored(out, data, clips, model.classes, predict(model, heard, **how))
+            else:
+                found = score_clips(model, heard, clips, **how)
+        remark_on_levels([clip.path for clip in clips], heard.levels.tolist(), model.level)
+        if split == "test":
+            print(f"{out}: predictions.csv; no scores, the split has no labels")
+            return
         taken = json_file is not None and is_stdout(json_file)  # the tables make way
         console = Console(stderr=taken)
         print_tables(console, score_tables(found.scores, clips.of, found.masks))
@@ -159,6 +162,7 @@ def command(
             "split": split,
             "seed": seed,
             "eps": eps,
+            "gain": gain,
             "precision": precision,
         }
         content = describe(settings, found, clips, model)

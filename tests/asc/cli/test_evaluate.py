@@ -9,6 +9,7 @@ import pytest
 from torch import Tensor
 
 from asc import prediction
+from asc.checkpoint import save_folded
 from asc.model import Cnn6Sep
 from asc.report.predictions import read_predictions
 
@@ -26,6 +27,7 @@ Wav = Callable[..., Path]
         (("evaluate", "w", "d", "--out", "-"), "expected a folder"),
         (("evaluate", "w", "d", "--precision", "tf32", "--device", "cpu"), "tf32"),
         (("evaluate", "w", "d", "--devices", "0"), "--devices"),
+        (("evaluate", "w", "d", "--gain", "101"), "from -100 to 100 dB"),
         (("evaluate", "w", "d", "--tta", "some"), "an integer or auto, not 'some'"),
         (("evaluate", "w", "d", "--tta", "10001"), "10000"),
         (("evaluate", "w", "d", "--tta", "auto", "--tta-tolerance", "0"), "--tta-tolerance"),
@@ -71,6 +73,29 @@ def test_devices_share_the_clips(classes: tuple[Path, Path], asc_: Asc) -> None:
     assert answers[0][0] == 0 and answers[0] == answers[1]
     results = json.loads(answers[0][1])["results"]
     assert [scores["tta"] for scores in results] == [0, 2]
+
+
+def test_levels(classes: tuple[Path, Path], tmp_path: Path, asc_: Asc, one_line: OneLine) -> None:
+    weights, data = classes
+    code, _, error = asc_("evaluate", weights, data, "--gain", "auto")
+    assert code == 2
+    one_line(error, "--gain auto", "do not tell")
+    model = Cnn6Sep()
+    assert model.bn0.running_mean is not None
+    model.bn0.running_mean.fill_(-10)
+    save_folded(model, tmp_path / "w.pt")
+
+    def scores(*options: object) -> tuple[Any, float, str]:
+        code, output, error = asc_("evaluate", tmp_path / "w.pt", data, "--json", "-", *options)
+        assert code == 0
+        content = json.loads(output)
+        return content["gain"], content["results"][0]["log_loss_macro"], error
+
+    _, plain, error = scores()
+    assert "2 of 2 recordings" in error and "-10.0 dB" in error
+    for gain in ("auto", 20.0):
+        told, loss, error = scores("--gain", gain)
+        assert told == gain and loss != plain and "recordings" not in error
 
 
 def test_an_interrupted_evaluation_goes_on(

@@ -3,7 +3,7 @@
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 from typing import Any
@@ -92,7 +92,7 @@ def reliability(ways: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
             counts = [bin["count"] for bin in bins]
             lower.bar(edges + i * width, counts, width, align="edge", color=color, linewidth=0)
         upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(-0.02, 1.02))
-        upper.legend(loc="upper left", fontsize=9)
+        _legend(figure, upper, ways)
         lower.set(xlabel="largest probability", ylabel="clips")
         for axes in (upper, lower):
             axes.grid(axis="y")
@@ -120,9 +120,7 @@ def class_scores(
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set(xlabel="log loss (nats)", xlim=(0, None), ylim=(len(names) - 0.5, -0.5))
         axes.grid(axis="x")
-        if len(ways) > 1:
-            wide = sum(map(len, ways)) > _WIDEST
-            figure.legend(loc="outside upper left", ncols=1 if wide else len(ways), fontsize=9)
+        _legend(figure, axes, ways)
     return svg()
 
 
@@ -137,6 +135,15 @@ def _points(
         if ends is not None:
             axes.plot(ends, [at, at], color=color, linewidth=1.2, alpha=0.55)
     axes.plot([value for value, _ in values], y, "o", color=color, markersize=4.5, label=label)
+
+
+def _legend(figure: Figure, axes: Axes, ways: Iterable[str]) -> None:
+    """Above the picture, where there is something to tell apart."""
+    names = list(ways)
+    if len(names) > 1:
+        handles, labels = axes.get_legend_handles_labels()
+        columns = 1 if sum(map(len, names)) > _WIDEST else len(names)
+        figure.legend(handles, labels, loc="outside upper left", ncols=columns, fontsize=9)
 
 
 @contextmanager

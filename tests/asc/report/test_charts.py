@@ -45,8 +45,14 @@ def test_reliability() -> None:
 def test_classes(ends: Sequence[float] | None) -> None:
     svg = charts.class_scores(NAMES, {"no TTA": [(1.0, ends)] * 3, "5 TTA": [(0.9, ends)] * 3})
     assert {*NAMES, "no TTA", "5 TTA"} <= set(texts(svg))
-    one = charts.class_scores(NAMES, {"no TTA": [(1.0, ends)] * 3})
-    assert "no TTA" not in texts(one)  # nothing to tell apart
+
+
+def test_one_way_has_no_legend() -> None:
+    for svg in (
+        charts.reliability({"no TTA": BINS}),
+        charts.class_scores(NAMES, {"no TTA": [(1.0, None)] * 3}),
+    ):
+        assert "no TTA" not in texts(svg)
 
 
 def test_pictures_of_one_page_share_no_ids() -> None:

@@ -3,7 +3,7 @@
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 from typing import Any
@@ -51,9 +51,11 @@ _MOST_COUNTED = 25  # classes whose confusions are written into their cells
 def confusion(counts: IntArray, classes: Sequence[str]) -> Markup:
     """Which class (rows) was taken for which (columns), tinted by its share of the row."""
     share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    size = min(11.0, 2.2 + 0.42 * len(classes))
-    with _drawing("confusion", size, size - 0.3) as (figure, svg):
+    size = min(11.0, 1.0 + 0.42 * len(classes))
+    names = _letters(classes)
+    with _drawing("confusion", size + names, size + 0.75 * names) as (figure, svg):
         axes = figure.subplots()
+        _room(figure, left=names + 0.35, bottom=0.75 * names + 0.5, top=0.05)
         tints = np.zeros((*share.shape, 4))
         tints[..., :3], tints[..., 3] = to_rgb(SERIES[0]), 0.7 * share
         edges = np.arange(len(classes) + 1) - 0.5
@@ -81,6 +83,7 @@ def reliability(ways: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
     edges = np.arange(ECE_BINS) / ECE_BINS
     with _drawing("reliability", 5.6, 5.0) as (figure, svg):
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        _room(figure, left=0.6, bottom=0.5, top=_legend_height(ways) + 0.05)
         upper.plot([0, 1], [0, 1], color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)))
         width = 1 / ECE_BINS / len(ways)
         for i, ((name, bins), color) in enumerate(zip(ways.items(), cycle(SERIES), strict=False)):
@@ -111,6 +114,8 @@ def class_scores(
     """
     with _drawing("classes", 5.8, 0.8 + 0.1 * len(ways) + 0.36 * len(names)) as (figure, svg):
         axes = figure.subplots()
+        top = _legend_height(ways) + 0.05
+        _room(figure, left=_letters(names) + 0.1, bottom=0.5, top=top)
         apart = 0.78 / (len(ways) + 1)
         for i, ((way, values), color) in enumerate(zip(ways.items(), cycle(SERIES), strict=False)):
             y = np.arange(len(names)) + apart * (i - (len(ways) - 1) / 2)
@@ -137,13 +142,35 @@ def _points(
     axes.plot([value for value, _ in values], y, "o", color=color, markersize=4.5, label=label)
 
 
-def _legend(figure: Figure, axes: Axes, ways: Iterable[str]) -> None:
+def _legend(figure: Figure, axes: Axes, ways: Collection[str]) -> None:
     """Above the picture, where there is something to tell apart."""
-    names = list(ways)
-    if len(names) > 1:
+    if len(ways) > 1:
         handles, labels = axes.get_legend_handles_labels()
-        columns = 1 if sum(map(len, names)) > _WIDEST else len(names)
-        figure.legend(handles, labels, loc="outside upper left", ncols=columns, fontsize=9)
+        columns = 1 if _is_wide(ways) else len(ways)
+        figure.legend(handles, labels, loc="upper left", ncols=columns, fontsize=9,
+                      borderaxespad=0)  # fmt: skip
+
+
+def _legend_height(ways: Collection[str]) -> float:
+    """In inches."""
+    if len(ways) < 2:
+        return 0
+    return 0.2 + 0.19 * (len(ways) if _is_wide(ways) else 1)
+
+
+def _is_wide(ways: Iterable[str]) -> bool:
+    return sum(map(len, ways)) > _WIDEST
+
+
+def _letters(names: Iterable[str]) -> float:
+    """The width of the longest name in inches, or a little more."""
+    return 6.3 / 72 * max(map(len, names), default=0)
+
+
+def _room(figure: Figure, *, left: float, bottom: float, top: float, right: float = 0.15) -> None:
+    """Margins in inches: known here, which is faster than matplotlib's layouts find them."""
+    width, height = figure.get_size_inches()
+    figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
 
 
 @contextmanager
@@ -153,7 +180,7 @@ def _drawing(
     """A figure of so many inches, and what gives its markup once it is drawn, after the block."""
     kept: list[Markup] = []
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, height))
         figure.patch.set_visible(False)
         yield figure, lambda: kept[0]
         for axes in figure.axes:

@@ -5,7 +5,7 @@ import io
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import matplotlib
 import numpy as np
@@ -21,6 +21,7 @@ from asc.data import ClipList, fit_length, read_audio
 from asc.features import LogMel
 from asc.metrics import FloatArray, IntArray, log_losses
 from asc.task import CLIP_SAMPLES, SAMPLE_RATE
+from asc.threads import in_threads
 
 MOST = 12
 MAX_AUDIO_BYTES = 6_000_000  # in all, as they stand in the page
@@ -59,18 +60,20 @@ def worst_mistakes(
     losses = log_losses(p, y)
     wrong = np.flatnonzero(p.argmax(axis=1) != y)
     worst = wrong[np.argsort(-losses[wrong], kind="stable")][:MOST]
-    found, room, front_end = [], MAX_AUDIO_BYTES, LogMel()
-    with _said_before():
-        for index in worst.tolist():
-            waveform = read_audio(clips[index].path, max_seconds=CLIP_SAMPLES / SAMPLE_RATE)
-            waveform = waveform[:CLIP_SAMPLES]
-            with torch.inference_mode():
-                logmel = front_end(fit_length(waveform))
-            excerpt = _excerpt(waveform) if audio else None
-            if excerpt is not None:
-                room -= len(excerpt)
-            sound = excerpt if room >= 0 else None
-            found.append(Mistake(index, float(losses[index]), _picture(logmel), sound))
+    front_end = LogMel()
+
+    def look(index: int) -> Mistake:
+        waveform = read_audio(clips[index].path, max_seconds=CLIP_SAMPLES / SAMPLE_RATE)
+        waveform = waveform[:CLIP_SAMPLES]
+        with torch.inference_mode():
+            picture = _picture(front_end(fit_length(waveform)))
+        return Mistake(index, float(losses[index]), picture, _excerpt(waveform) if audio else None)
+
+    found, room = [], MAX_AUDIO_BYTES
+    with _said_before(), in_threads(look, worst.tolist()) as looked_at:
+        for mistake in looked_at:
+            room -= len(mistake.audio or "")
+            found.append(mistake if room >= 0 else replace(mistake, audio=None))
     return found
 
 

@@ -1,10 +1,7 @@
 """Calibration: the temperature that makes probabilities as sure as they are right."""
 
-import hashlib
-import heapq
 import math
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,33 +31,6 @@ if TYPE_CHECKING:  # readers of audio, which nothing here needs
 LOWEST, HIGHEST = 0.05, 20.0  # temperatures beyond are no network's that has learned something
 _GRID = 120  # steps of 5 % between them; masks may make more than one minimum
 _NARROW = 1e-7  # of log T, where the search ends
-_SAMPLED = 128  # names of clips kept: 1 kB
-
-
-@dataclass(frozen=True)
-class FittedOn:
-    """The clips that a temperature was fitted on, known again by their names.
-
-    Of the names' hashes the 128 smallest are kept: all of a small set, of a large one a sample
-    which tells sets that share a twentieth of their clips with a probability of 99.8 %.
-
-    Args:
-        split: the data set's.
-        count: how many clips.
-        hashes: ascending, of 64 bits.
-    """
-
-    split: str
-    count: int
-    hashes: tuple[int, ...]
-
-    @classmethod
-    def of(cls, split: str, names: Sequence[str]) -> "FittedOn":
-        return cls(split, len(names), tuple(heapq.nsmallest(_SAMPLED, _hashes(names))))
-
-    def shares(self, names: Iterable[str]) -> bool:
-        """Whether one of the names is among those kept."""
-        return not _hashes(names).isdisjoint(self.hashes)
 
 
 @dataclass(frozen=True)
@@ -198,10 +168,6 @@ def refuse_fitted_on(model: Network, weights: Path, clips: "ClipList", root: Pat
             f"'{fitted.split}' and some of them would be scored now, which makes it look better "
             "calibrated than it is: score other clips, or say --allow-calibration-clips"
         )
-
-
-def _hashes(names: Iterable[str]) -> set[int]:
-    return {int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8]) for name in names}
 
 
 def _golden(loss: Callable[[float], float], low: float, high: float) -> float:

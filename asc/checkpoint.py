@@ -3,7 +3,7 @@ state_dicts of either network, with what DDP and `torch.compile` put before name
 
 A folded file is a `torch.save` dictionary of `format` ("asc-folded-float16"), `classes` (names),
 `specaugment` (the bounds of the masks trained with), `temperature` (what the logits are divided by,
-1.0: nothing), `fitted_on` (the clips of that, see `asc.calibration.FittedOn`, or None), `level`
+1.0: nothing), `fitted_on` (the clips of that, see `asc.fitted.FittedOn`, or None), `level`
 (see `Cnn6Sep.level`, or None), `run` (the settings that it was trained with, or None) and
 `parameters` (62 474 values for ten classes, 124 948 bytes, as views of one tensor); it is computed
 with in float32.
@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from asc.augment import SpecAugment
-from asc.calibration import FittedOn
 from asc.errors import UserError
 from asc.files import atomic
+from asc.fitted import FittedOn
 from asc.model import Cnn6Sep, MelAffine
 from asc.tensors import SAFETENSORS_FORMAT, is_safetensors, read_safetensors
 

@@ -3,20 +3,18 @@
 import copy
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from asc.augment import SpecAugment, apply_stripes
+from asc.fitted import FittedOn
 from asc.task import N_MELS, SCENES
 from fastsep import SepConvBlock, SepConvStack, batch_norm_affine, fold_batchnorm, global_pool_mlp
 from fastsep.batchnorm import BatchNorm, is_foldable, is_plain, per_bin_affine
 from fastsep.hooks import has_global_hooks, has_hooks
 from fastsep.modules import GlobalPool
-
-if TYPE_CHECKING:  # which imports this
-    from asc.calibration import FittedOn
 
 WIDTHS = (64, 128, 128, 128)  # output channels of the blocks
 MIN_FRAMES = 2 ** len(WIDTHS)  # every block halves T

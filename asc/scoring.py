@@ -1,7 +1,7 @@
 """The classes of clips and the scores of a data set, by one process or several."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +50,7 @@ class Prediction:
     masks: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Outputs:
     """What a network says of clips, all on the CPU.
 
@@ -74,8 +74,8 @@ class Evaluation:
     """
 
     scores: dict[int | Until, Scores]
-    probabilities: dict[int | Until, Tensor]
-    logits: Tensor
+    probabilities: dict[int | Until, Tensor] = field(compare=False)
+    logits: Tensor = field(compare=False)
     masks: list[int]
 
 

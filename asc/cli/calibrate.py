@@ -50,7 +50,6 @@ def command(
     from rich.console import Console
 
     from asc.calibration import (
-        FittedOn,
         all_logits,
         clip_names,
         fit_temperature,
@@ -61,6 +60,7 @@ def command(
     from asc.compute import pick_device
     from asc.data import open_dataset, open_logmels
     from asc.files import check_file, is_stdout
+    from asc.fitted import FittedOn
     from asc.report.tables import calibration_table, print_tables
 
     target = pick_device(device, precision)

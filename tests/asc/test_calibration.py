@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from asc.calibration import (
-    FittedOn,
     all_logits,
     clip_names,
     fit_temperature,
@@ -18,6 +17,7 @@ from asc.calibration import (
 )
 from asc.checkpoint import load_model, save_folded
 from asc.data.clips import Clip, ClipList
+from asc.fitted import FittedOn
 from asc.model import Cnn6Sep
 from asc.prediction import probabilities
 
@@ -118,17 +118,6 @@ def test_outputs_that_are_not_finite_name_the_clip(
 ) -> None:
     with refused("'b.wav'", "not finite"):
         all_logits(model, Items(spoilt=1), tta=tta)
-
-
-def test_sets_that_share_clips_are_known(tmp_path: Path) -> None:
-    few = FittedOn.of("evaluate", [f"audio/{i}.wav" for i in range(100)])
-    assert few.count == 100 and len(few.hashes) == 100
-    assert few.shares(["audio/200.wav", "audio/99.wav"])
-    assert not few.shares(f"audio/{i}.wav" for i in range(100, 5000))
-    many = FittedOn.of("train", [f"audio/{i}.wav" for i in range(3000)])
-    assert len(many.hashes) == 128
-    assert many.shares(f"audio/{i}.wav" for i in range(2700, 6000))
-    assert not many.shares(f"audio/{i}.wav" for i in range(3000, 9000))
 
 
 def test_the_clips_travel_with_the_weights(

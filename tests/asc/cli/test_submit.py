@@ -77,8 +77,10 @@ def work(tmp_path_factory: pytest.TempPathFactory, wav: Wav) -> Path:
     run, scores = root / "run", root / "scores.json"
     recipe = "--preset", "ce_mu_tta", "--epochs", "1", "--batch-size", "5"
     assert main(["train", str(development), "--out", str(run), *recipe]) == 0
-    options = "--tta", "2", "--json", str(scores)
-    assert main(["evaluate", str(run / "folded.pt"), str(development), *options]) == 0
+    weights, tta = str(run / "calibrated.pt"), ("--tta", "2")
+    fitted = "--split", "train", "--out", weights, *tta
+    assert main(["calibrate", str(run / "folded.pt"), str(development), *fitted]) == 0
+    assert main(["evaluate", weights, str(development), "--json", str(scores), *tta]) == 0
     return root
 
 
@@ -88,7 +90,7 @@ def arguments(work: Path, **changes: object) -> list[str]:
         "label": LABEL, "out": work / "submission",
     } | changes  # fmt: skip
     options = [text for name, value in given.items() for text in (f"--{name}", str(value))]
-    return ["submit", str(work / "run" / "folded.pt"), str(work / "evaluation"), *options]
+    return ["submit", str(work / "run" / "calibrated.pt"), str(work / "evaluation"), *options]
 
 
 def parsed(text: str) -> Any:
@@ -159,8 +161,8 @@ def test_a_submission(work: Path, asc_: Asc) -> None:
 def test_probabilities_are_those_that_predict_prints(work: Path, asc_: Asc) -> None:
     """Of folded weights, which are float16 already."""
     assert asc_(*arguments(work, out=work / "again", seed=4))[0] == 0
-    folded, evaluation = work / "run" / "folded.pt", work / "evaluation"
-    _, lines, _ = asc_("predict", folded, evaluation, "--tta", 2, "--seed", 4, "--json")
+    weights, evaluation = work / "run" / "calibrated.pt", work / "evaluation"
+    _, lines, _ = asc_("predict", weights, evaluation, "--tta", 2, "--seed", 4, "--json")
     rows = (work / "again" / f"{LABEL}.output.csv").read_text().splitlines()[1:]
     for line, row in zip(lines.splitlines(), rows, strict=True):
         found = json.loads(line)

@@ -111,7 +111,12 @@ def command(
     if json_file is not None:
         check_file(json_file)
     if out is not None:
-        from asc.report.folder import check_out, write_evaluation, write_unscored
+        from asc.report.folder import (
+            check_out,
+            import_meanwhile,
+            write_evaluation,
+            write_unscored,
+        )
 
         check_out(out, scored=split != "test")
     model = load_model(weights, eps=eps)
@@ -129,6 +134,8 @@ def command(
     journal = evaluation_journal(
         cache or user_cache(), model, clips, masks, seed, target, precision, gain
     )
+    if out is not None and split != "test":
+        import_meanwhile()
     how: dict[str, Any] = {
         "tta": masks,
         "seed": seed,

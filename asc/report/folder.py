@@ -1,7 +1,10 @@
 """The folder of an evaluation: predictions.csv, scores.json and report.html, each whole."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -11,10 +14,22 @@ from asc.errors import UserError
 from asc.files import atomic, check_file, check_folder, make_folder, write_results
 from asc.model import Cnn6Sep
 from asc.report import predictions
-from asc.report.page import report_page
 from asc.scoring import Evaluation, Prediction
 
 SCORES, REPORT = "scores.json", "report.html"
+
+
+def import_meanwhile() -> Thread:
+    """Begins to import what draws a report, which takes a second, while the network computes."""
+
+    def work() -> None:
+        with suppress(ImportError):  # is raised again where it is needed, scores are written then
+            for name in ("asc.report.page", "torchmetrics.functional.classification"):
+                import_module(name)
+
+    thread = Thread(target=work)
+    thread.start()
+    return thread
 
 
 def check_out(out: Path, *, scored: bool) -> None:
@@ -68,6 +83,8 @@ def write_evaluation(
     write_results(out / SCORES, content)
     p = list(found.probabilities.values())[-1]
     predictions.write_predictions(out / predictions.NAME, clips, root, model.classes, p)
+    from asc.report.page import report_page
+
     page = report_page(content, found, clips, root, model, audio=audio)
     with atomic(out / REPORT) as file:
         file.write(page.encode())

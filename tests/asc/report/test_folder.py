@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 
-from asc.report.folder import check_out, write_evaluation, write_unscored
+from asc.report.folder import (
+    check_out,
+    import_meanwhile,
+    write_evaluation,
+    write_unscored,
+)
 from asc.report.predictions import read_predictions
 from asc.scoring import Prediction
 
@@ -68,3 +73,19 @@ def test_scores_are_kept_where_the_folder_cannot_be_written(
         write(tmp_path / "out", evaluated)
     (kept,) = tmp_path.glob("asc-results-*.json")
     assert json.loads(kept.read_text()) == evaluated.content
+
+
+def test_what_draws_is_imported_beside_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be imported is not said there, but where it is needed."""
+    asked: list[str] = []
+
+    def import_module(name: str) -> None:
+        asked.append(name)
+        if len(asked) > 1:
+            raise ImportError(name)
+
+    said: list[Any] = []
+    monkeypatch.setattr("threading.excepthook", said.append)
+    monkeypatch.setattr("asc.report.folder.import_module", import_module)
+    import_meanwhile().join()
+    assert asked == ["asc.report.page", "torchmetrics.functional.classification"] and said == []

@@ -24,9 +24,10 @@ def measure(
     threads: int,
     tolerance: float = 1e-4,
     training: bool = False,
+    at_least: int = 20,
     **notes: Any,
 ) -> None:
-    """Times run() under inference mode, 20 times or, if that takes less, for a second.
+    """Times run() under inference mode, so many times or, if that takes less, for a second.
 
     The FMA peak of that many threads is measured right before and right after; the better of the
     two is stored with the result, and so is the error.
@@ -37,7 +38,8 @@ def measure(
         flop: floating-point operations of a run, 0 where they are not counted.
         isa: the instruction set whose peak the figure is a share of.
         tolerance: error, relative to the largest value, above which it is no result.
-        training: with autograd instead and, since a step takes so long, 5 times at least.
+        training: with autograd instead.
+        at_least: rounds; fewer of what takes seconds.
         notes: system, case, batch: what else the row says.
 
     Raises:
@@ -49,7 +51,7 @@ def measure(
         assert error <= tolerance, f"off by {error:.3g} of the largest value, not {tolerance:.3g}"
         start = time.perf_counter()
         run()
-        rounds = max(5 if training else 20, math.ceil(1 / (time.perf_counter() - start)))
+        rounds = max(at_least, math.ceil(1 / (time.perf_counter() - start)))
         benchmark.pedantic(run, rounds=rounds, warmup_rounds=rounds // 7)
     peak = max(before, fma_peak(isa, threads))
     benchmark.extra_info.update(notes, flop=int(flop), isa=isa, threads=threads, peak_gflops=peak,

@@ -31,7 +31,7 @@ SYSTEMS = ["fastsep", "eager, NCHW", "eager, channels_last", "torch.compile"]
 def test_step(benchmark: BenchmarkFixture, system: str, batch: int, threads: int) -> None:
     torch.set_num_threads(threads)
     step, exact = step_of(system, batch), workloads.exact_step(batch)
-    measure(benchmark, step, exact=exact, tolerance=TOLERANCE, training=True,
+    measure(benchmark, step, exact=exact, tolerance=TOLERANCE, training=True, at_least=5,
             flop=3 * workloads.network_flop(batch), isa=widest_isa(), threads=threads,
             system=system, case="training step", batch=batch)  # fmt: skip
     with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
@@ -106,7 +106,7 @@ def test_block(benchmark: BenchmarkFixture, system: str, name: str, threads: int
     exact = gradient(to_eager(block).double(), inputs.double(), grad.double())[:1]
     run, inputs = _as(system, block, inputs)
     measure(benchmark, lambda: gradient(run, inputs, grad), exact=exact, tolerance=TOLERANCE,
-            training=True, flop=3 * workloads.block_flop(8, layer), isa=widest_isa(),
+            training=True, at_least=5, flop=3 * workloads.block_flop(8, layer), isa=widest_isa(),
             threads=threads, system=system, case=f"training, {name}", batch=8)  # fmt: skip
 
 

@@ -79,12 +79,18 @@ class _Network(nn.Module):
         """Level of the recordings it was trained on: the mean of their log-mels, in dB.
 
         Averaged over the mel bins, of BN-mel's running means; None where they are not known: of a
-        network that has not been trained, or was folded by something that did not keep it.
+        network that has not been trained, or was folded by something that did not keep it. Running
+        means begin at 0; what that leaves in them after few batches is taken out.
         """
-        if isinstance(self.bn0, MelAffine):
-            return self.bn0.level
-        mean = self.bn0.running_mean if isinstance(self.bn0, BatchNorm) else None
-        return None if mean is None or not mean.any() else mean.double().mean().item()
+        bn = self.bn0
+        if isinstance(bn, MelAffine):
+            return bn.level
+        mean = bn.running_mean if isinstance(bn, BatchNorm) else None
+        if mean is None or not mean.any():
+            return None
+        batches = 0 if bn.num_batches_tracked is None else int(bn.num_batches_tracked)
+        begun = (1 - bn.momentum) ** batches if bn.momentum and batches else 0
+        return mean.double().mean().item() / (1 - begun)
 
     def calibrated(self, temperature: float) -> Self:
         """A copy whose logits are those of this network divided by the temperature.

@@ -8,6 +8,8 @@ import typer
 from asc.cli.options import (
     Device,
     Devices,
+    Eps,
+    GainOption,
     Inference,
     Masks,
     Seed,
@@ -41,6 +43,8 @@ def command(
     tta_tolerance: Tolerance = 0.01,
     tta_engine: TtaEngine = "shared",
     seed: Seed = 0,
+    gain: GainOption = "0",
+    eps: Eps = None,
     device: Device = "auto",
     devices: Devices = 1,
     precision: Inference = "float32",
@@ -72,8 +76,10 @@ def command(
     from asc.compute import pick_device
     from asc.data import open_dataset, open_logmels
     from asc.files import atomic, check_folder, make_folder
+    from asc.level import LevelledItems, check_gain
     from asc.processes import check_devices
     from asc.report import submission
+    from asc.report.found import remark_on_levels
     from asc.scoring import predict
 
     target = pick_device(device, precision)
@@ -81,17 +87,20 @@ def command(
     submission.check_label(label)
     masks = tta_of(tta, tta_tolerance)
     entry = submission.read_entry(authors)
-    scores = submission.read_results(results, masks, weights)
-    model = submission.as_submitted(load_model(weights))
+    settings = {"eps": eps, "gain": gain, "precision": precision}
+    scores = submission.read_results(results, masks, weights, settings)
+    model = submission.as_submitted(load_model(weights, eps=eps))
+    check_gain(gain, model.level)
     clips = open_dataset(data, "test")
     names = [clip.path.name for clip in clips]
     augmentation = submission.trained_with(weights)
     meta = submission.meta(label, entry, model, masks, augmentation, scores)
     check_folder(out)
     with open_logmels(clips, device=target) as logmels:
+        heard = LevelledItems(logmels, gain, model.level)
         found = predict(
             model,
-            logmels,
+            heard,
             tta=masks,
             seed=seed,
             engine=tta_engine,
@@ -99,6 +108,7 @@ def command(
             precision=precision,
             devices=devices,
         )
+    remark_on_levels([clip.path for clip in clips], heard.levels.tolist(), model.level)
     files = {
         f"{label}.output.csv": submission.output_table(names, found),
         f"{label}.meta.yaml": submission.meta_yaml(meta),

@@ -142,7 +142,9 @@ def _text(path: Path, fields: Mapping[str, Any], name: str, where: str = "") -> 
         raise UserError(f"{path}: {where}{name}: expected a text, got {fields[name]!r}")
 
 
-def read_results(path: Path, tta: int | Until, weights: Path) -> dict[str, Any]:
+def read_results(
+    path: Path, tta: int | Until, weights: Path, settings: Mapping[str, Any]
+) -> dict[str, Any]:
     """The development set's scores of an evaluation, as the meta information holds them.
 
     Log losses are in nats and averaged over classes, as accuracies, which are in percent; None of
@@ -152,9 +154,11 @@ def read_results(path: Path, tta: int | Until, weights: Path) -> dict[str, Any]:
         path: what `asc evaluate --json` wrote, or a folder with it as scores.json.
         tta: of the scores to take.
         weights: whose they should be; scores of a file of another name are noted.
+        settings: `eps`, `gain` and `precision`, which have to have been the same there.
 
     Raises:
-        UserError: no scores there, of other classes or another split, or not with these masks.
+        UserError: no scores there, of other classes or another split, not with these masks, or
+            under other settings.
         OSError: it cannot be read.
     """
     path = path / "scores.json" if path.is_dir() else path
@@ -170,6 +174,12 @@ def read_results(path: Path, tta: int | Until, weights: Path) -> dict[str, Any]:
                 f"{path}: has no scores under --tta {_shown(wanted)}, but under "
                 f"{' and '.join(map(_shown, there))}: evaluate as you submit"
             )
+        for name, value in settings.items():
+            if content[name] != value:
+                raise UserError(
+                    f"{path}: holds scores under {_option(name, content[name])}, not "
+                    f"{_option(name, value)}: evaluate as you submit"
+                )
         system = systems[there.index(wanted)]
         if tuple(system["per_class"]) != SCENES:
             raise UserError(f"{path}: scores of other classes than the ten of the task")
@@ -196,6 +206,10 @@ def read_results(path: Path, tta: int | Until, weights: Path) -> dict[str, Any]:
 def _result(log_loss: float | None, accuracy: float | None) -> dict[str, float | None]:
     percent = None if accuracy is None else 100 * accuracy
     return {"logloss": log_loss, "accuracy": percent}
+
+
+def _option(name: str, value: Any) -> str:
+    return f"no --{name}" if value is None else f"--{name} {value}"
 
 
 def _shown(tta: int | dict[str, Any]) -> str:

@@ -98,6 +98,18 @@ def test_level_is_what_batch_norm_saw_and_stays_when_folded() -> None:
     assert to_eager(model.folded()).level == level
 
 
+@pytest.mark.parametrize("momentum", [0.1, 1.0, None])
+def test_level_after_few_batches(momentum: float | None) -> None:
+    """When the running means have hardly left 0."""
+    model = Cnn6Sep().train()
+    model.bn0.momentum = momentum
+    x = logmels(2).float() - 30
+    for _ in range(2):
+        with torch.no_grad():
+            model(x)
+        assert model.level == pytest.approx(x.mean().item(), rel=1e-5)
+
+
 def test_eps_of_folding() -> None:
     """A channel that hardly varied: eps decides the scale, and eps=0 leaves it out."""
     model = trained(Cnn6Sep())

@@ -34,6 +34,7 @@ AUTHOR = {
     "affiliation": AFFILIATION,
 }  # fmt: skip
 WEIGHTS = Path("b/folded.pt")
+SETTINGS = {"eps": None, "gain": 0.0, "precision": "float32"}
 ENTRY = {"name": "A system", "abbreviation": "system", "authors": [AUTHOR]}
 
 
@@ -138,7 +139,7 @@ def scores(tmp_path: Path) -> Callable[..., Path]:
         until = {"tolerance": 0.02, "most": 1000}
         systems = [system(0, 1.5), system(30, 1.25), system(until, 1.125)]
         path = tmp_path / "scores.json"
-        content = {"weights": "a/folded.pt", "split": "evaluate", "results": systems}
+        content = {"weights": "a/folded.pt", "split": "evaluate", "results": systems} | SETTINGS
         path.write_text(json.dumps(content | changes))
         return path
 
@@ -147,8 +148,8 @@ def scores(tmp_path: Path) -> Callable[..., Path]:
 
 def test_results(scores: Callable[..., Path]) -> None:
     path = scores()
-    found = read_results(path, 30, WEIGHTS)
-    assert read_results(path.parent, 30, WEIGHTS) == found
+    found = read_results(path, 30, WEIGHTS, SETTINGS)
+    assert read_results(path.parent, 30, WEIGHTS, SETTINGS) == found
     assert found["overall"] == {"logloss": 1.25, "accuracy": 75}
     assert list(found["class_wise"]) == list(SCENES)
     assert found["class_wise"]["bus"] == {"logloss": 2.25, "accuracy": 10}
@@ -156,8 +157,8 @@ def test_results(scores: Callable[..., Path]) -> None:
     assert list(found["device_wise"]) == list(DEVICES)
     assert found["device_wise"]["b"] == {"logloss": 0.5, "accuracy": 25}
     assert found["device_wise"]["s6"] == {"logloss": None, "accuracy": None}
-    assert read_results(path, 0, WEIGHTS)["overall"]["logloss"] == 1.5
-    assert read_results(path, Until(0.02), WEIGHTS)["overall"]["logloss"] == 1.125
+    assert read_results(path, 0, WEIGHTS, SETTINGS)["overall"]["logloss"] == 1.5
+    assert read_results(path, Until(0.02), WEIGHTS, SETTINGS)["overall"]["logloss"] == 1.125
 
 
 @pytest.mark.parametrize(
@@ -168,6 +169,9 @@ def test_results(scores: Callable[..., Path]) -> None:
         ({"results": [system(0, 1) | {"per_class": {}}]}, 0, "other classes"),
         ({"results": [{"tta": 0}]}, 0, "damaged"),
         ({"results": 3}, 0, "damaged"),
+        ({"eps": 0.0}, 0, "under --eps 0.0, not no --eps"),
+        ({"gain": "auto"}, 0, "under --gain auto, not --gain 0"),
+        ({"precision": "bf16"}, 0, "under --precision bf16"),
     ],
 )
 def test_bad_results(
@@ -175,15 +179,15 @@ def test_bad_results(
 ) -> None:
     path = scores(**changes)
     with refused(path, part):
-        read_results(path, tta, WEIGHTS)
+        read_results(path, tta, WEIGHTS, SETTINGS)
 
 
 def test_scores_of_other_weights_are_noted(
     scores: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    read_results(scores(), 30, WEIGHTS)
+    read_results(scores(), 30, WEIGHTS, SETTINGS)
     assert not caplog.text
-    read_results(scores(), 30, Path("a/best.ckpt"))
+    read_results(scores(), 30, Path("a/best.ckpt"), SETTINGS)
     assert "a/folded.pt" in caplog.text and "a/best.ckpt" in caplog.text
 
 
@@ -191,7 +195,7 @@ def test_scores_of_other_weights_are_noted(
 def test_results_that_are_none(content: str, tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "x.json").write_text(content)
     with refused(tmp_path / "x.json", "damaged"):
-        read_results(tmp_path / "x.json", 0, WEIGHTS)
+        read_results(tmp_path / "x.json", 0, WEIGHTS, SETTINGS)
 
 
 def test_the_network_is_rounded_as_it_is_stored() -> None:
@@ -218,7 +222,7 @@ def test_networks_that_break_the_rules(monkeypatch: pytest.MonkeyPatch, refused:
 
 def test_meta(authors: Callable[..., Path], scores: Callable[..., Path]) -> None:
     model = as_submitted(Cnn6Sep().folded())
-    results = read_results(scores(), 30, WEIGHTS)
+    results = read_results(scores(), 30, WEIGHTS, SETTINGS)
     entry = read_entry(authors(description={"external_data_usage": "directly"}))
     content = meta("Doe_XYZ_task1a_1", entry, model, 30, "SpecAugment, mixup", results)
     text = meta_yaml(content)

@@ -79,9 +79,9 @@ def resampled_sums(
     return sums
 
 
-def interval(values: FloatArray, coverage: float = COVERAGE) -> Interval:
+def interval(values: FloatArray) -> Interval:
     """The percentile interval of resampled scores; resamples without the score (NaN) left out."""
-    low, high = np.nanquantile(values, [(1 - coverage) / 2, (1 + coverage) / 2])
+    low, high = np.nanquantile(values, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     return float(low), float(high)
 
 
@@ -99,7 +99,7 @@ def class_means(values: FloatArray, y: IntArray, classes: int) -> tuple[FloatArr
     return values[:, None] * truth, truth
 
 
-def score_intervals(p: FloatArray, y: IntArray, chosen: Units, seed: int = 0) -> dict[str, Any]:
+def score_intervals(p: FloatArray, y: IntArray, chosen: Units) -> dict[str, Any]:
     """Intervals of a system's scores, by their names in `asc.metrics.Scores`; and of Brier's score.
 
     Args:
@@ -119,7 +119,7 @@ def score_intervals(p: FloatArray, y: IntArray, chosen: Units, seed: int = 0) ->
     rights, _ = class_means(hits, y, classes)
     gaps = (hits - p.max(axis=1))[:, None] * np.eye(ECE_BINS)[confidence_bins(p)]
     columns = losses, rights, truth, gaps, brier_scores(p, y)[:, None]
-    sums = resampled_sums(np.hstack(columns), chosen, seed=seed)
+    sums = resampled_sums(np.hstack(columns), chosen)
     ends = np.cumsum([column.shape[1] for column in columns])[:-1]
     losses, rights, truth, gaps, brier = np.hsplit(sums, ends)
     clips = truth.sum(axis=1)

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from asc.compute import Engine, Precision, send
+from asc.data.clips import relative_name
 from asc.errors import UserError
-from asc.metrics import score
+from asc.metrics import brier_scores, score
 from asc.prediction import (
     LogMelItems,
     Network,
@@ -53,9 +55,8 @@ def quality(probabilities: Tensor, labels: Sequence[int]) -> Quality:
     """Scores probabilities (N, classes) float64 against the clips' labels."""
     classes = [str(number) for number in range(probabilities.shape[1])]
     scores = score(probabilities, torch.tensor(labels), classes, [None] * len(labels))
-    truth = torch.nn.functional.one_hot(torch.tensor(labels), len(classes))
-    brier = (probabilities - truth).square().sum(dim=1).mean().item()
-    return Quality(scores.log_loss_samples, brier, scores.ece)
+    brier = brier_scores(probabilities.numpy(), np.array(labels))
+    return Quality(scores.log_loss_samples, float(brier.mean()), scores.ece)
 
 
 def mean_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -153,10 +154,7 @@ def all_logits(
 
 def clip_names(clips: "ClipList", root: Path) -> list[str]:
     """The clips' paths below the data set's folder, wherever that lies."""
-    return [
-        (clip.path.relative_to(root) if clip.path.is_relative_to(root) else clip.path).as_posix()
-        for clip in clips
-    ]
+    return [relative_name(clip.path, root) for clip in clips]
 
 
 def refuse_fitted_on(model: Network, weights: Path, clips: "ClipList", root: Path) -> None:

@@ -78,7 +78,9 @@ def run(out: Path, seed: int, device: DeviceName = "cpu") -> None:
 
     for sentence in conclusion(scores[0], scores[TTA], speed):
         console.print(sentence)
-    console.print(f"Done in {time.perf_counter() - started:.0f} s. In {out}:", soft_wrap=True)
+    console.print(
+        f"Done in {time.perf_counter() - started:.0f} s. In {out}:", soft_wrap=True, markup=False
+    )
     for name, what in (
         ("data", "synthetic data set in TAU layout"),
         ("run", "checkpoints, config.json, TensorBoard logs"),

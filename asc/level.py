@@ -12,10 +12,10 @@ from torch import Tensor
 
 from asc.errors import UserError
 from asc.prediction import LogMelItems, item_names
+from asc.task import FLOOR
 
 Gain: TypeAlias = float | Literal["auto"]
 
-FLOOR = -100.0  # dB, of the front end
 FAR = 10.0  # dB; networks lose accuracy from there on
 _ALMOST = 1e-3  # dB: what rounding leaves above the floor
 
@@ -67,10 +67,11 @@ def far_off(levels: Iterable[tuple[str, float]], expected: float | None) -> str 
     """One line on the recordings that a network may be wrong about for their level; None: none.
 
     Args:
-        levels: of each recording its name and its log-mel's level, as the network sees it.
+        levels: of each recording its name and its log-mel's level, as the network sees it; NaN
+            where that is not known.
         expected: level of the recordings that the network was trained on; None: not known.
     """
-    named = list(levels)
+    named = [(name, found) for name, found in levels if not math.isnan(found)]
     if expected is None:
         return None
     far = [(name, found) for name, found in named if abs(found - expected) > FAR]

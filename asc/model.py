@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from asc.augment import SpecAugment, apply_stripes
 from asc.fitted import FittedOn
-from asc.task import N_MELS, SCENES
+from asc.task import FLOOR, N_MELS, SCENES
 from fastsep import SepConvBlock, SepConvStack, batch_norm_affine, fold_batchnorm, global_pool_mlp
 from fastsep.batchnorm import BatchNorm, is_foldable, is_plain, per_bin_affine
 from fastsep.hooks import has_global_hooks, has_hooks
@@ -78,9 +78,10 @@ class _Network(nn.Module):
     def level(self) -> float | None:
         """Level of the recordings it was trained on: the mean of their log-mels, in dB.
 
-        Averaged over the mel bins, of BN-mel's running means; None where they are not known: of a
-        network that has not been trained, or was folded by something that did not keep it. Running
-        means begin at 0; what that leaves in them after few batches is taken out.
+        Averaged over the mel bins, of BN-mel's running means, without bins that were silent in all
+        of them; None where they are not known: of a network that has not been trained, or was
+        folded by something that did not keep it. Running means begin at 0; what that leaves in them
+        after few batches is taken out.
         """
         bn = self.bn0
         if isinstance(bn, MelAffine):
@@ -90,7 +91,9 @@ class _Network(nn.Module):
             return None
         batches = 0 if bn.num_batches_tracked is None else int(bn.num_batches_tracked)
         begun = (1 - bn.momentum) ** batches if bn.momentum and batches else 0
-        return mean.double().mean().item() / (1 - begun)
+        means = mean.double() / (1 - begun)
+        heard = means[means > FLOOR + 0.1]
+        return heard.mean().item() if len(heard) else None
 
     def calibrated(self, temperature: float) -> Self:
         """A copy whose logits are those of this network divided by the temperature.

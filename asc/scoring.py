@@ -235,7 +235,8 @@ def evaluation_journal(
         ),
     )
     depends = [digest(of_all, *clip.state()) for clip in clips]
-    path = folder / f"evaluation-{digest(*depends).hex()[:16]}.part"
+    which = digest(of_all, *(clip.state()[0] for clip in clips))
+    path = folder / f"evaluation-{which.hex()[:16]}.part"
     return Journal(path, depends, _width(model))
 
 

@@ -26,3 +26,4 @@ N_FFT = 2048
 HOP = 1024
 N_MELS = 256
 FRAMES = 1 + CLIP_SAMPLES // HOP  # 431
+FLOOR = -100.0  # dB, of log-mels

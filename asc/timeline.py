@@ -1,6 +1,7 @@
 """What a network hears in recordings of any length: one clip of each, or window by window."""
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +18,7 @@ from asc.compute import Engine, Precision, send
 from asc.data.audio import fit_length, is_longer, read_audio, resampled
 from asc.data.pipe import open_pipe
 from asc.data.recordings import Recording, open_recording
-from asc.errors import UserError
+from asc.errors import UserError, note
 from asc.features import LogMel, is_bounded
 from asc.level import Gain, gain_of, level
 from asc.prediction import MAX_BATCH_BYTES, Network, Until, batch_size, computing
@@ -58,7 +59,11 @@ class Windows:
     @property
     def samples(self) -> int:
         """Of what goes through the network: at least a clip's, so short windows are repeated."""
-        return max(CLIP_SAMPLES, math.ceil(self.length * SAMPLE_RATE))
+        return max(CLIP_SAMPLES, self.frames(SAMPLE_RATE))
+
+    def frames(self, rate: int) -> int:
+        """Of a window at a rate; 10.3 s of 44.1 kHz are 454 230, not what floats make of it."""
+        return math.ceil(round(self.length * rate, 6))
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,7 @@ def cut(recording: Recording, windows: Windows) -> Iterator[tuple[int, Tensor]]:
     Raises:
         UserError: a recording without samples, or what its blocks raise.
     """
-    length, step = math.ceil(windows.length * recording.rate), windows.hop * recording.rate
+    length, step = windows.frames(recording.rate), windows.hop * recording.rate
     held, begin = torch.empty(0), 0  # the frames from `begin` on that may still be needed
     number, start, last = 0, 0, -1
     for block in recording.blocks:
@@ -197,7 +202,8 @@ def predict_recordings(
             else:
                 each(found)
 
-    parts = shares(len(paths), count, _batch(options))
+    # Files that are a clip each in whole batches, on whose size last bits may depend on GPUs.
+    parts = shares(len(paths), count, 1 if options.windows else _batch(options))
     work = [(model, [paths[i] for i in part], options) for part in parts]
     run(_share, work, advance=came)
 
@@ -251,11 +257,17 @@ def _found(
         if STDIN in paths:
             assert stream is not None
             for job in listener.windows(STDIN, lambda: nullcontext(open_pipe(stream, raw))):
+                begun = time.monotonic()
                 heard = job()
                 if isinstance(heard, Failure):
                     yield heard
                 else:
                     yield from _predicted(network, [heard], options)
+                if time.monotonic() - begun > (options.windows or Windows()).hop:
+                    note(
+                        "standard input: a window takes longer than it is to the next; what "
+                        "records and cannot wait loses samples (a longer --hop, or fewer --tta)"
+                    )
 
 
 class _Listener:
@@ -299,7 +311,7 @@ class _Listener:
     def _window(
         self, path: Path, number: int, start: int, samples: Tensor, rate: int, windows: Windows
     ) -> Heard | Failure:
-        short = len(samples) < math.ceil(windows.length * rate)
+        short = len(samples) < windows.frames(rate)
         try:
             heard = self._logmel(path, resampled(samples, rate), windows.samples)
         except UserError as error:

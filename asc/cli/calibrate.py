@@ -86,6 +86,7 @@ def command(
     console = Console(stderr=is_stdout(out))
     print_tables(console, [calibration_table(before, after)])
     console.print(
-        f"temperature {temperature:.4f}, fitted on {len(clips)} clips of the split '{split}'",
+        f"temperature {calibrated.temperature:.4f}, fitted on {len(clips)} clips of the split "
+        f"'{split}'",
         soft_wrap=True,
     )

@@ -98,7 +98,7 @@ def command(
     from asc.level import LevelledItems, check_gain
     from asc.processes import check_devices
     from asc.report.found import remark_on_levels
-    from asc.report.tables import print_tables, score_tables
+    from asc.report.tables import print_tables, printable, score_tables
     from asc.scoring import evaluation_journal, predict, score_clips
 
     target = pick_device(device, precision)
@@ -154,7 +154,7 @@ def command(
                 found = score_clips(model, heard, clips, **how)
         remark_on_levels([clip.path for clip in clips], heard.levels.tolist(), model.level)
         if split == "test":
-            print(f"{out}: predictions.csv; no scores, the split has no labels")
+            print(f"{printable(str(out))}: predictions.csv; no scores, the split has no labels")
             return
         taken = json_file is not None and is_stdout(json_file)  # the tables make way
         console = Console(stderr=taken)
@@ -177,4 +177,5 @@ def command(
             write_results(json_file, content)
         if out is not None:
             write_evaluation(out, data, clips, model, found, content, audio=audio)
-            console.print(f"{out}: predictions.csv, scores.json, report.html", soft_wrap=True)
+            left = f"{printable(out)}: predictions.csv, scores.json, report.html"
+            console.print(left, soft_wrap=True, markup=False, highlight=False)

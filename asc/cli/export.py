@@ -77,7 +77,7 @@ def command(
     size = f"{len(made.content)} bytes ({len(made.content) / 1024:.1f} KiB)"
     compared = _compared(made.difference, made.largest)
     print(f"{printable(out)}: {form}, {size}; {compared}", file=said)
-    if form == "float16":
+    if form == "float16" and not is_stdout(out):
         print(f"\n{plain.lines(out)}", file=said)
 
 

@@ -93,7 +93,7 @@ def command(
     check_gain(gain, model.level)
     clips = open_dataset(data, "test")
     names = [clip.path.name for clip in clips]
-    augmentation = submission.trained_with(weights)
+    augmentation = submission.trained_with(weights, model.run)
     meta = submission.meta(label, entry, model, masks, augmentation, scores)
     check_folder(out)
     with open_logmels(clips, device=target) as logmels:

@@ -77,6 +77,11 @@ def unlabelled(paths: Sequence[Path]) -> ClipList:
     return ClipList((), tuple(Clip(path, None, device_from_name(path)) for path in paths))
 
 
+def relative_name(path: Path, root: Path) -> str:
+    """A clip's name as the lists of its data set have it, wherever that lies."""
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
 def device_from_name(path: Path) -> str | None:
     """The device of a file named scene-city-location-segment[-part]-device.*, else None."""
     match = _TAU_NAME.fullmatch(path.stem)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asc.data.audio import STREAMED_BYTES, as_mono, check_rate
 from asc.data.recordings import Recording
-from asc.errors import UserError
+from asc.errors import UserError, note
 from asc.raw import MOST_CHANNELS, MOST_RATE, RawFormat, SampleFormat
 
 # Bytes of a sample; how they are read once 24 bits are the upper part of 32; what is subtracted,
@@ -64,7 +64,7 @@ def _blocks(stream: BinaryIO, raw: RawFormat, length: int | None, name: str) -> 
         most = _READ if length is None else min(_READ, length)
         came = stream.read1(most)  # type: ignore[attr-defined]  # what is there, without waiting
         if not came:
-            return
+            break
         if length is not None:
             length -= len(came)
         held += came
@@ -72,6 +72,9 @@ def _blocks(stream: BinaryIO, raw: RawFormat, length: int | None, name: str) -> 
         if whole:
             yield as_mono(name, _decoded(held[:whole], raw))
             held = held[whole:]
+    if length or held:
+        missing = length or frame - len(held)
+        note(f"{name}: ends {missing} bytes before it should; what came before that is used")
 
 
 def _decoded(content: bytes, raw: RawFormat) -> NDArray[np.float32]:

@@ -161,7 +161,8 @@ def _in_order(first: Evaluated, other: Evaluated) -> Evaluated:
     order = [place[name] for name in mine.filenames]
     labels = tuple(theirs.labels[i] for i in order)
     for name, a, b in zip(mine.filenames, mine.labels, labels, strict=True):
-        if a != b and a is not None and b is not None:
+        if a != b:
+            assert a is not None and b is not None, "read_evaluation wants labels"
             here, there = mine.classes[a], mine.classes[b]
             raise UserError(f"{differ}: '{name}' is '{here}' in the one and '{there}' in the other")
     ordered = replace(mine, probabilities=theirs.probabilities[order])
@@ -272,9 +273,7 @@ def clear(ends: Interval | None) -> bool | None:
     return None if ends is None else not ends[0] <= 0 <= ends[1]
 
 
-def by_system(
-    comparison: Comparison, part: str
-) -> list[tuple[str, list[float | None]]]:  # fmt: skip
+def by_system(comparison: Comparison, part: str) -> list[tuple[str, list[float | None]]]:
     """Rows of log losses by class or device ("per_class", "per_device"), a column a system."""
     tables: list[Mapping[str, float | None]] = [getattr(s, part) for s in comparison.systems]
     return [(name, [table[name] for table in tables]) for name in tables[0]]

@@ -80,6 +80,7 @@ def write_evaluation(
         UserError, OSError: they cannot be written; the scores are kept elsewhere then.
     """
     make_folder(out)
+    (out / REPORT).unlink(missing_ok=True)  # of an evaluation before, whatever happens to this one
     write_results(out / SCORES, content)
     p = list(found.probabilities.values())[-1]
     predictions.write_predictions(out / predictions.NAME, clips, root, model.classes, p)

@@ -97,7 +97,8 @@ class Remarks:
             self.failed += 1
             _say(found.message)
             return
-        self._levels[found.path].append(found.level)
+        if found.path != STDIN:  # which may never end
+            self._levels[found.path].append(found.level)
         if found.repeated:
             self._repeated.append(found.path)
         if found.goes_on:
@@ -115,7 +116,7 @@ class Remarks:
                 f"{_count(self._go_on)} longer than 10 s, and only the first 10 s were looked at; "
                 "--window 10 goes through all of it"
             )
-        means = {path: _mean(levels) for path, levels in self._levels.items() if path != STDIN}
+        means = {path: _mean(levels) for path, levels in self._levels.items()}
         remark_on_levels(list(means), list(means.values()), self._expected)
         for path, mean in means.items():
             if math.isnan(mean) and self._windows:  # else whoever read it has said so

@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from asc.complexity import parameter_table
-from asc.data.clips import ClipList
+from asc.data.clips import ClipList, relative_name
 from asc.metrics import FloatArray, IntArray, confusion_matrix, log_losses
 from asc.model import Cnn6Sep
 from asc.report import charts
 from asc.report.evaluation import true_labels
 from asc.report.html import render
 from asc.report.mistakes import names_of, worst_mistakes
-from asc.report.predictions import relative_name
 from asc.report.tables import printable, system_name
 from asc.scoring import Evaluation
 
@@ -179,7 +178,7 @@ def _mistakes(
 ) -> Iterator[dict[str, Any]]:
     for mistake in worst_mistakes(p, y, clips, audio=audio):
         yield {
-            "file": relative_name(clips[mistake.index].path, root),
+            "file": printable(relative_name(clips[mistake.index].path, root)),
             "truth": classes[y[mistake.index]],
             "probability": float(p[mistake.index, y[mistake.index]]),
             "guesses": names_of(classes, p[mistake.index]),

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from asc.data.clips import ClipList, city_from_name
+from asc.data.clips import ClipList, city_from_name, relative_name
 from asc.errors import UserError
 from asc.files import atomic
 from asc.metrics import FloatArray
@@ -70,11 +70,6 @@ def write_predictions(
         writer.writerow([relative_name(clip.path, root), *about, *row])
     with atomic(path) as file:
         file.write(printable(text.getvalue()).encode())
-
-
-def relative_name(path: Path, root: Path) -> str:
-    """A clip's name as the lists of its data set have it."""
-    return printable(path.relative_to(root).as_posix())
 
 
 def read_predictions(path: Path) -> Predictions:

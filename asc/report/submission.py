@@ -303,19 +303,16 @@ def _description() -> dict[str, Any]:
     }
 
 
-def trained_with(weights: Path) -> str:
-    """The augmentation of the run whose folder the weights are in; of others SpecAugment, noted."""
-    from asc.training.settings import read_settings
-
-    if not (weights.parent / "config.json").is_file():
+def trained_with(weights: Path, run: Mapping[str, Any] | None) -> str:
+    """The augmentation of a network's run (`Cnn6Sep.run`); of none SpecAugment, which is noted."""
+    if run is None:
         note(
-            f"{weights}: no config.json beside it says how it was trained; the meta information "
-            "says with SpecAugment (data_augmentation under description, in the file of the "
-            "authors, says otherwise)"
+            f"{weights}: does not tell how it was trained; the meta information says with "
+            "SpecAugment (data_augmentation under description, in the file of the authors, says "
+            "otherwise)"
         )
         return "SpecAugment"
-    mixed = read_settings(weights.parent).preset.mixup_alpha
-    return "SpecAugment" if mixed is None else "SpecAugment, mixup"
+    return "SpecAugment" if run["preset"]["mixup_alpha"] is None else "SpecAugment, mixup"
 
 
 def meta_yaml(content: Mapping[str, Any]) -> str:

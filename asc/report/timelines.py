@@ -73,7 +73,8 @@ def _table(found: Sequence[Found], classes: Sequence[str]) -> bytes:
 def _picture(found: Sequence[Found], classes: Sequence[str]) -> bytes:
     recordings: list[list[Found]] = []
     for each in found:
-        if each.number == 0:
+        before = recordings[-1][-1] if recordings else None
+        if before is None or each.path != before.path or each.number <= before.number:
             recordings.append([])
         recordings[-1].append(each)
     figure = Figure(figsize=(12, 1 + 2.4 * len(recordings)), layout="constrained")

@@ -110,6 +110,17 @@ def test_level_after_few_batches(momentum: float | None) -> None:
         assert model.level == pytest.approx(x.mean().item(), rel=1e-5)
 
 
+def test_level_leaves_out_bins_that_were_always_silent() -> None:
+    model = trained(Cnn6Sep())
+    mean = model.bn0.running_mean
+    assert isinstance(model, Cnn6Sep) and mean is not None
+    expected = mean[:200].double().mean().item()
+    mean[200:] = -100
+    assert model.level == pytest.approx(expected) == model.folded().level
+    mean.fill_(-100)
+    assert model.level is None
+
+
 def test_eps_of_folding() -> None:
     """A channel that hardly varied: eps decides the scale, and eps=0 leaves it out."""
     model = trained(Cnn6Sep())

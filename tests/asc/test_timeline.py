@@ -78,7 +78,7 @@ def test_windows_cover_the_recording(
 ) -> None:
     samples = torch.arange(total).float()
     found = list(cut(recording(samples, sizes), Windows(length, hop)))
-    n, step = math.ceil(10 * length), 10 * hop
+    n, step = math.ceil(round(10 * length, 6)), 10 * hop
     for start, window in found:
         assert torch.equal(window, samples[start : start + n])
     starts = [start for start, _ in found]
@@ -119,6 +119,13 @@ def test_windows_out_of_range(refused: Refused) -> None:
     ):
         with refused(part):
             Windows(length, hop)
+
+
+def test_lengths_that_floats_do_not_hold() -> None:
+    for tenths in range(1, 601):
+        assert Windows(tenths / 10).frames(44_100) == 4410 * tenths
+        assert Windows(tenths / 10).frames(11_025) == math.ceil(tenths * 11_025 / 10)
+    assert Windows(10.3).samples == 454_230
 
 
 def test_no_samples(refused: Refused) -> None:

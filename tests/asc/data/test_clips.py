@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from asc.data import Clip, ClipList, unlabelled
-from asc.data.clips import city_from_name, device_from_name, location_from_name
+from asc.data.clips import city_from_name, device_from_name, location_from_name, relative_name
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,11 @@ def test_device_from_name(name: str, device: str | None) -> None:
 def test_place_of_recording(name: str, city: str | None, location: str | None) -> None:
     path = Path("folder") / name
     assert (city_from_name(path), location_from_name(path)) == (city, location)
+
+
+def test_names_in_a_list() -> None:
+    assert relative_name(Path("data/audio/a.wav"), Path("data")) == "audio/a.wav"
+    assert relative_name(Path("/elsewhere/a.wav"), Path("data")) == "/elsewhere/a.wav"
 
 
 def test_columns_of_a_list() -> None:

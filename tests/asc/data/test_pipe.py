@@ -84,10 +84,18 @@ def test_what_follows_the_samples_is_not_heard(tmp_path: Path) -> None:
     np.testing.assert_array_equal(came(io.BytesIO(before))[1], expected)
 
 
-def test_half_a_frame_at_the_end_is_left_out(tmp_path: Path) -> None:
+def test_half_a_frame_at_the_end_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     content = written(tmp_path / "a.wav", "PCM_24", 2)
     _, expected = came(io.BytesIO(content))
+    assert not caplog.text
     np.testing.assert_array_equal(came(Drops(content[:-4]))[1], expected[:-1])
+    assert "ends 4 bytes before it should" in caplog.text
+    caplog.clear()
+    raw = RawFormat(44_100, 2, "s24le")
+    np.testing.assert_array_equal(came(Drops(content[44:-1]), raw)[1], expected[:-1])
+    assert "ends 1 bytes" in caplog.text
 
 
 def test_blocks_are_not_waited_for(tmp_path: Path) -> None:

@@ -242,16 +242,13 @@ def test_meta(authors: Callable[..., Path], scores: Callable[..., Path]) -> None
     assert plain["system"]["description"]["decision_making"] is None
 
 
-def test_what_a_run_was_trained_with(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    weights = tmp_path / "folded.pt"
-    assert trained_with(weights) == "SpecAugment"
-    assert str(weights) in caplog.text and "data_augmentation" in caplog.text
+def test_what_a_run_was_trained_with(caplog: pytest.LogCaptureFixture) -> None:
+    assert trained_with(WEIGHTS, None) == "SpecAugment"
+    assert str(WEIGHTS) in caplog.text and "data_augmentation" in caplog.text
     caplog.clear()
     for preset, expected in (("ce_tta", "SpecAugment"), ("ce_mu_tta", "SpecAugment, mixup")):
         settings = Settings().override({"preset": preset})
-        content = {"preset": vars(settings.preset), "seed": 3}
-        (tmp_path / "config.json").write_text(json.dumps(content))
-        assert trained_with(weights) == expected
+        assert trained_with(WEIGHTS, {"preset": vars(settings.preset), "seed": 3}) == expected
     assert not caplog.text
 
 

@@ -72,6 +72,24 @@ def test_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [re.sub(r"\\", "", text.get_text()) for text in legend.get_texts()] == list(CLASSES)
 
 
+def test_a_recording_whose_first_windows_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has a panel of its own; so has a file that is there twice."""
+    rows: list[int] = []
+    subplots = Figure.subplots
+
+    def spy(self: Figure, nrows: int, *arguments: Any, **options: Any) -> Any:
+        rows.append(nrows)
+        return subplots(self, nrows, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "subplots", spy)
+    a, b = windows("a.wav", 0, 1, 2), windows("b.wav", 1, 1, 0)
+    for found, recordings in ((a[1:], 1), (a + b[1:], 2), (a + a, 2), (a + a[2:], 2)):
+        write_timeline(tmp_path / "t.png", found, CLASSES)
+        assert rows.pop() == recordings
+
+
 @pytest.mark.parametrize("classes", [10, 20, 40])
 def test_any_number_of_classes_has_colours_of_their_own(classes: int, tmp_path: Path) -> None:
     names = tuple(map(str, range(classes)))

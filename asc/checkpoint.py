@@ -24,6 +24,7 @@ from asc.augment import SpecAugment
 from asc.errors import UserError
 from asc.files import atomic
 from asc.fitted import FittedOn
+from asc.journal import digest
 from asc.model import Cnn6Sep, MelAffine
 from asc.tensors import SAFETENSORS_FORMAT, is_safetensors, read_safetensors
 
@@ -93,6 +94,13 @@ def save_folded(model: Cnn6Sep, path: str | Path) -> None:
     content = folded_content(model, path)
     with atomic(Path(path)) as file:
         file.write(content)
+
+
+def fingerprint(model: Cnn6Sep) -> str:
+    """A digest of the network's classes and parameters, in hexadecimal: who it is."""
+    tensors = model.state_dict().items()
+    of_each = [(name, tuple(t.shape), t.cpu().numpy().tobytes()) for name, t in tensors]
+    return digest(model.classes, *(part for each in of_each for part in each)).hex()[:32]
 
 
 def folded_content(model: Cnn6Sep, path: str | Path) -> bytes:

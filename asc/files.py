@@ -29,15 +29,23 @@ def is_stdout(path: Path) -> bool:
     return False
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, *inputs: Path) -> None:
     """Checks, before a long computation, that its results can be written; leaves nothing behind.
 
+    Args:
+        path: of the results.
+        inputs: files that the computation reads.
+
     Raises:
-        UserError: the path is a folder, or its folder does not exist.
+        UserError: the path is a folder, or its folder does not exist, or it is one of the inputs.
         OSError: it cannot be written.
     """
     if is_stdout(path):
         return
+    for each in inputs:
+        with suppress(OSError):
+            if os.path.samefile(path, each) and each.is_file():
+                raise UserError(f"{path}: is what is read; choose another file for the result")
     with _naming(path):
         target = _replaceable(path)
         if target is not None:

@@ -1,6 +1,7 @@
 """The classes of clips and the scores of a data set, by one process or several."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,10 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import fastsep
+from asc.checkpoint import fingerprint
 from asc.compute import Engine, Precision, send
 from asc.errors import note
 from asc.journal import Journal, digest
 from asc.metrics import Scores, score
+from asc.model import Cnn6Sep
 from asc.prediction import (
     LogMelItems,
     Network,
@@ -34,6 +37,7 @@ from asc.progress import Advance, counted
 if TYPE_CHECKING:  # readers of audio, which nothing here needs
     from asc.data import ClipList
 
+_FORGOTTEN = 30 * 86_400  # seconds
 _KEEP_EVERY = 5.0  # seconds of work that a kill may cost; a GPU is waited for as often
 
 
@@ -206,7 +210,7 @@ def outputs(
 
 
 def evaluation_journal(
-    folder: Path, model: Network, clips: "ClipList", *settings: object
+    folder: Path, model: Cnn6Sep, clips: "ClipList", *settings: object
 ) -> Journal | None:
     """A journal of the outputs of a network on audio files; None, which is said, if none can be.
 
@@ -221,18 +225,17 @@ def evaluation_journal(
     except OSError as error:
         _note_unkept(folder, error)
         return None
+    for old in folder.glob("evaluation-*.part"):  # which nobody has gone on with
+        with suppress(OSError):
+            if time.time() - old.stat().st_mtime > _FORGOTTEN:
+                old.unlink()
     of_all = digest(
         fastsep.__version__,
         fastsep.backends(),
         torch.__version__,
-        model.classes,
+        fingerprint(model),
         model.specaugment,
         *settings,
-        *(
-            part
-            for name, tensor in model.state_dict().items()
-            for part in (name, tensor.shape, tensor.numpy().tobytes())
-        ),
     )
     depends = [digest(of_all, *clip.state()) for clip in clips]
     which = digest(of_all, *(clip.state()[0] for clip in clips))

@@ -64,7 +64,7 @@ def command(
     from asc.report.tables import calibration_table, print_tables
 
     target = pick_device(device, precision)
-    check_file(out)
+    check_file(out, weights)
     model = load_model(weights)
     clips = open_dataset(data, split, model.classes)
     labels = [label for label in clips.labels if label is not None]

@@ -32,10 +32,10 @@ def command(
     from asc.report.tables import print_tables
 
     if out is not None:
-        check_file(out)
+        check_file(out, *(inside for folder in folders for inside in Path(folder).glob("*")))
     found = compare(folders)
-    print_tables(Console(), comparison_tables(found))
     if out is not None:
         page = comparison_page(found)
         with atomic(out) as file:
             file.write(page.encode())
+    print_tables(Console(), comparison_tables(found))

@@ -109,7 +109,7 @@ def command(
             "predictions"
         )
     if json_file is not None:
-        check_file(json_file)
+        check_file(json_file, weights)
     if out is not None:
         from asc.report.folder import (
             check_out,
@@ -158,24 +158,26 @@ def command(
             return
         taken = json_file is not None and is_stdout(json_file)  # the tables make way
         console = Console(stderr=taken)
-        print_tables(console, score_tables(found.scores, clips.of, found.masks))
-        if json_file is None and out is None:
-            return
-        from asc.report.evaluation import describe
+        try:  # nobody may be there to read the tables; nothing may be there to write to
+            if json_file is not None or out is not None:
+                from asc.report.evaluation import describe
 
-        settings = {
-            "weights": str(weights),
-            "data": str(data),
-            "split": split,
-            "seed": seed,
-            "eps": eps,
-            "gain": gain,
-            "precision": precision,
-        }
-        content = describe(settings, found, clips, model)
-        if json_file is not None:
-            write_results(json_file, content)
+                settings = {
+                    "weights": str(weights),
+                    "data": str(data),
+                    "split": split,
+                    "seed": seed,
+                    "eps": eps,
+                    "gain": gain,
+                    "precision": precision,
+                }
+                content = describe(settings, found, clips, model)
+                if json_file is not None:
+                    write_results(json_file, content)
+                if out is not None:
+                    write_evaluation(out, data, clips, model, found, content, audio=audio)
+        finally:
+            print_tables(console, score_tables(found.scores, clips.of, found.masks))
         if out is not None:
-            write_evaluation(out, data, clips, model, found, content, audio=audio)
             left = f"{printable(out)}: predictions.csv, scores.json, report.html"
             console.print(left, soft_wrap=True, markup=False, highlight=False)

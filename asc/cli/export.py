@@ -68,7 +68,7 @@ def command(
         return
     if form is None or out is None:
         raise UserError("--format and --out are needed, or --package")
-    check_file(out)
+    check_file(out, weights)
     formats.check(form, out, front_end)
     made = formats.exported(load_model(weights), form, out, front_end=front_end)
     with atomic(out) as file:

@@ -41,7 +41,7 @@ def command(
     )
 
     if json_file is not None:
-        check_file(json_file)
+        check_file(json_file, weights)
     model = load_model(weights)
     rows = parameter_table(model)
     taken = json_file is not None and is_stdout(json_file)  # the tables make way

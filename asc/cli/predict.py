@@ -19,7 +19,7 @@ from asc.cli.options import (
     Weights,
     tta_of,
 )
-from asc.errors import UserError
+from asc.errors import UserError, note
 from asc.raw import MOST_CHANNELS, MOST_RATE, RawFormat, SampleFormat
 
 _Rate = Annotated[
@@ -151,6 +151,8 @@ def command(
     if window is not None or (live and len(audio) == 1):
         length = Windows().length if window is None else window
         windows = Windows(length, length / 2 if hop is None else hop)
+        if windows.hop > windows.length:
+            note(f"{windows.hop - windows.length:g} s between two windows are not heard")
     elif hop is not None or timeline:
         raise UserError(f"{'--timeline' if hop is None else '--hop'} needs --window SECONDS too")
     paths = list(audio_files(audio, recursive=recursive))

@@ -72,7 +72,7 @@ def command(
         affiliation: {abbreviation: XYZ, institute: Institute of X, location: Paris}
       # and if need be description, external_datasets, source_code
     """
-    from asc.checkpoint import load_model
+    from asc.checkpoint import fingerprint, load_model
     from asc.compute import pick_device
     from asc.data import open_dataset, open_logmels
     from asc.files import atomic, check_folder, make_folder
@@ -88,8 +88,10 @@ def command(
     masks = tta_of(tta, tta_tolerance)
     entry = submission.read_entry(authors)
     settings = {"eps": eps, "gain": gain, "precision": precision}
-    scores = submission.read_results(results, masks, weights, settings)
-    model = submission.as_submitted(load_model(weights, eps=eps))
+    model = load_model(weights, eps=eps)
+    scores = submission.read_results(results, masks, fingerprint(model), settings)
+    submission.note_other_name(label, entry)
+    model = submission.as_submitted(model)
     check_gain(gain, model.level)
     clips = open_dataset(data, "test")
     names = [clip.path.name for clip in clips]
@@ -117,6 +119,7 @@ def command(
     for name, text in files.items():
         with atomic(out / name) as file:
             file.write(text.encode())
+    for name in files:
         print(out / name)
     complexity, overall = meta["system"]["complexity"], scores["overall"]
     print(

@@ -2,6 +2,8 @@
 
 import importlib.util
 import inspect
+import keyword
+import sys
 import tempfile
 from pathlib import Path
 
@@ -39,10 +41,11 @@ Classes: {classes}.
 def check_package(folder: Path) -> None:
     """UserError unless the folder is new or empty, and its name one that Python can import."""
     name = folder.absolute().name
-    if not name.isidentifier():
+    imported = {*sys.stdlib_module_names, "torch", "numpy", "soundfile", "asc", "fastsep"}
+    if not name.isidentifier() or keyword.iskeyword(name) or name in imported:
         raise UserError(
             f"{folder}: Python imports the package by the folder's name, which '{name}' cannot be: "
-            "letters, digits and _ only, such as Name_Institution_task1"
+            "letters, digits and _ only, and no other module's, such as Name_Institution_task1"
         )
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty; choose a new folder")

@@ -32,7 +32,13 @@ from asc.report.folder import SCORES
 from asc.report.predictions import Predictions, read_predictions
 from asc.report.tables import printable, system_name
 
-_OF_EACH = {"weights", "data", "seed", "temperature"}  # members of a system may differ in them
+_OF_EACH = {
+    "weights",
+    "network",
+    "data",
+    "seed",
+    "temperature",
+}  # members of a system may differ in them
 
 
 @dataclass(frozen=True)

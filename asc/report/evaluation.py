@@ -1,6 +1,7 @@
 """What an evaluation found, as plain values: scores.json, and the content of the report.
 
 weights, data, split, ...   what was evaluated, how
+network                     `asc.checkpoint.fingerprint`
 classes, temperature        of the network; temperature 1: not calibrated
 run                         the settings it was trained with, null where nothing tells them
 results                     for no masks, and for masks if there were any: "tta", the fields of
@@ -24,6 +25,7 @@ import numpy as np
 
 import fastsep
 from asc.bootstrap import COVERAGE, RESAMPLES, score_intervals, units
+from asc.checkpoint import fingerprint
 from asc.complexity import size
 from asc.data.clips import ClipList, city_from_name, location_from_name
 from asc.metrics import (
@@ -96,6 +98,7 @@ def describe(
         )
     content = {
         **settings,
+        "network": fingerprint(model),
         "classes": list(model.classes),
         "temperature": model.temperature,
         "run": model.run,

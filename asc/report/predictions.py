@@ -113,7 +113,10 @@ def read_predictions(path: Path) -> Predictions:
         for kind, value in (("scene_label", label or row[4]), ("predicted", row[4])):
             if value not in classes:
                 raise UserError(f"{where}: {kind} '{value}' is none of the classes in the header")
-        found.append(_numbers(where, row[len(_COLUMNS) :]))
+        numbers = _numbers(where, row[len(_COLUMNS) :])
+        if numbers[classes.index(row[4])] != max(numbers):
+            raise UserError(f"{where}: '{row[4]}' is not its most probable class")
+        found.append(numbers)
     columns: Any = zip(*(row[:4] for _, row in rows), strict=True)
     filenames, labels, devices, cities = columns
     return Predictions(

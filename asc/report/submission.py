@@ -11,6 +11,7 @@ import io
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,6 +57,16 @@ def check_label(label: str) -> None:
             "the corresponding author and the abbreviation of the institute, in ASCII and with no "
             "other underscores, and N from 1 to 4"
         )
+
+
+def note_other_name(label: str, entry: Entry) -> None:
+    """Says so if a label does not begin with the last name of the corresponding author."""
+    (author,) = (author for author in entry.authors if author.get("corresponding") is True)
+    name = unicodedata.normalize("NFKD", author["lastname"])
+    letters = [letter.lower() for letter in name if letter.isascii() and letter.isalnum()]
+    begins = [letter.lower() for letter in label.partition("_")[0] if letter.isalnum()]
+    if letters != begins:
+        note(f"--label {label}: the corresponding author is {author['lastname']}")
 
 
 def read_entry(path: Path) -> Entry:
@@ -143,7 +154,7 @@ def _text(path: Path, fields: Mapping[str, Any], name: str, where: str = "") -> 
 
 
 def read_results(
-    path: Path, tta: int | Until, weights: Path, settings: Mapping[str, Any]
+    path: Path, tta: int | Until, network: str, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The development set's scores of an evaluation, as the meta information holds them.
 
@@ -153,18 +164,18 @@ def read_results(
     Args:
         path: what `asc evaluate --json` wrote, or a folder with it as scores.json.
         tta: of the scores to take.
-        weights: whose they should be; scores of a file of another name are noted.
+        network: whose they should be: its `asc.checkpoint.fingerprint`.
         settings: `eps`, `gain` and `precision`, which have to have been the same there.
 
     Raises:
-        UserError: no scores there, of other classes or another split, not with these masks, or
-            under other settings.
+        UserError: no scores there, of another network, other classes or another split, not with
+            these masks, or under other settings.
         OSError: it cannot be read.
     """
     path = path / "scores.json" if path.is_dir() else path
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        split, systems, theirs = content["split"], content["results"], Path(content["weights"])
+        split, systems = content["split"], content["results"]
         wanted = tta if isinstance(tta, int) else asdict(tta)
         there = [system["tta"] for system in systems]
         if split != "evaluate":
@@ -183,8 +194,11 @@ def read_results(
         system = systems[there.index(wanted)]
         if tuple(system["per_class"]) != SCENES:
             raise UserError(f"{path}: scores of other classes than the ten of the task")
-        if theirs.name != weights.name:
-            note(f"{path}: holds scores of {theirs}, the outputs are of {weights}")
+        if content["network"] != network:
+            raise UserError(
+                f"{path}: holds scores of {content['weights']} as it was then, which is another "
+                "network than the weights given: evaluate what you submit"
+            )
         classes, devices = system["per_class"], system["per_device"]
         return {
             "overall": _result(system["log_loss_macro"], system["accuracy_macro"]),
@@ -204,8 +218,11 @@ def read_results(
 
 
 def _result(log_loss: float | None, accuracy: float | None) -> dict[str, float | None]:
-    percent = None if accuracy is None else 100 * accuracy
-    return {"logloss": log_loss, "accuracy": percent}
+    if log_loss is None or accuracy is None:
+        return {"logloss": log_loss, "accuracy": accuracy}
+    if not (0 <= log_loss < math.inf and 0 <= accuracy <= 1):
+        raise ValueError(f"no log loss and accuracy: {log_loss}, {accuracy}")
+    return {"logloss": log_loss, "accuracy": 100 * accuracy}
 
 
 def _option(name: str, value: Any) -> str:

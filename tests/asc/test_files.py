@@ -154,6 +154,16 @@ def test_what_cannot_be_written_is_found_out_before(tmp_path: Path, refused: Ref
     assert os.listdir(tmp_path) == ["circle"]
 
 
+def test_results_do_not_replace_what_is_read(tmp_path: Path, refused: Refused) -> None:
+    weights, link = tmp_path / "w.pt", tmp_path / "link.json"
+    weights.touch()
+    link.symlink_to(weights)
+    for path in (weights, link):
+        with refused(path, "is what is read"):
+            check_file(path, tmp_path / "none", weights)
+    check_file(tmp_path / "other", weights)
+
+
 def test_files_that_are_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rename would replace them all the same."""
     path = tmp_path / "file"

@@ -1,5 +1,6 @@
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -195,6 +196,17 @@ class TestInterruption:
             assert not journal(3).read()[1].any()
             model.fc2.bias[0] = bias
         assert journal(3).read()[1].all()
+
+    def test_what_nobody_goes_on_with_is_forgotten(
+        self, model: Cnn6Sep, files: ClipList, tmp_path: Path
+    ) -> None:
+        for setting, age in (("old", 31), ("new", 29)):
+            journal = evaluation_journal(tmp_path, model, files, setting)
+            assert journal is not None
+            journal.write(0, np.ones((5, 9)))
+            os.utime(journal.path, (time.time() - 86_400 * age,) * 2)
+        evaluation_journal(tmp_path, model, files)
+        assert [path for path in tmp_path.glob("*.part")] == [journal.path]
 
     def test_where_nothing_can_be_kept(
         self,

@@ -28,6 +28,20 @@ def test_tables_and_a_page(folders: list[Path], tmp_path: Path, asc_: Asc) -> No
     assert "\u22120.405" in page and str(folders[0]) in page
 
 
+def test_the_page_is_there_whoever_reads_the_tables(
+    folders: list[Path], tmp_path: Path, asc_: Asc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("asc.report.tables.print_tables", gone)
+    with pytest.raises(SystemExit):
+        asc_("compare", *folders, "--out", tmp_path / "x.html")
+    assert (tmp_path / "x.html").stat().st_size > 1000
+    code, _, error = asc_("compare", *folders, "--out", folders[1] / "predictions.csv")
+    assert code == 2 and "is what is read" in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [

@@ -162,13 +162,27 @@ def test_as_many_masks_as_are_needed(classes: tuple[Path, Path], asc_: Asc) -> N
 def test_scores_are_seen_and_kept_where_the_file_cannot_be_written(
     classes: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asc_: Asc
 ) -> None:
-    monkeypatch.setattr("asc.files.check_file", lambda path: None)  # as if the disk filled up since
+    # As if the disk had filled up since.
+    monkeypatch.setattr("asc.files.check_file", lambda *paths: None)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     code, output, error = asc_("evaluate", *classes, "--json", "/proc/x.json")
     assert code == 2 and "By class" in output
     assert "/proc/x.json" in error and str(tmp_path) in error
     (kept,) = tmp_path.glob("asc-results-*.json")
     assert json.loads(kept.read_text())["results"][0]["count"] == 2
+
+
+def test_results_are_there_whoever_reads_the_tables(
+    classes: tuple[Path, Path], tmp_path: Path, asc_: Asc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("asc.report.tables.print_tables", gone)
+    with pytest.raises(SystemExit):
+        asc_("evaluate", *classes, "--out", tmp_path / "out", "--no-audio")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"predictions.csv", "scores.json", "report.html"}
 
 
 def test_a_part_of_the_clips_is_called_a_part(

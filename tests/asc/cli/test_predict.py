@@ -135,7 +135,9 @@ def test_what_cannot_be_read_is_said_and_the_rest_is_done(
         one_line(error, corrupt)
 
 
-def test_windows(weights: Path, tmp_path: Path, asc_: Asc, wav: Wav) -> None:
+def test_windows(
+    weights: Path, tmp_path: Path, asc_: Asc, wav: Wav, caplog: pytest.LogCaptureFixture
+) -> None:
     path = wav(tmp_path / "a.wav", seconds=23)
     table, picture = tmp_path / "t.csv", tmp_path / "t.PNG"
     options = ("--window", 10, "--hop", 6, "--timeline", table, "--timeline", picture)
@@ -152,6 +154,8 @@ def test_windows(weights: Path, tmp_path: Path, asc_: Asc, wav: Wav) -> None:
     assert [(json.loads(line)["start"], json.loads(line)["end"]) for line in found] == [
         (0, 10), (5, 15), (10, 20), (13, 23)
     ]  # fmt: skip
+    assert asc_("predict", weights, path, "--window", 5, "--hop", 6.5)[0] == 0
+    assert "1.5 s between two windows are not heard" in caplog.text
     code, output, error = asc_("predict", weights, path, "--json")
     first = json.loads(found[0])
     del first["start"], first["end"]

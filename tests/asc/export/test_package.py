@@ -27,8 +27,9 @@ def test_folder_holds_what_the_interface_wants(model: Cnn6Sep, tmp_path: Path) -
 
 
 def test_folders_that_cannot_be_packages(model: Cnn6Sep, tmp_path: Path, refused: Refused) -> None:
-    with refused("my-package", "letters, digits and _"):
-        package.write_package(model, tmp_path / "my-package")
+    for name in ("my-package", "class", "torch", "json"):
+        with refused(name, "letters, digits and _"):
+            package.write_package(model, tmp_path / name)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     with refused("full", "not empty"):

@@ -64,6 +64,7 @@ HEAD = "filename,scene_label,device,city,predicted,bus,tram"
         (f"{HEAD}\n{LINE}\n{LINE}\n", "line 3: 'x.wav' is already on line 2"),
         (f"{HEAD}\n{LINE.replace('bus', 'car')}\n", "line 2: scene_label 'car'"),
         (f"{HEAD}\n{LINE.replace('tram', '')}\n", "line 2: predicted ''"),
+        (f"{HEAD}\n{LINE.replace('tram', 'bus')}\n", "'bus' is not its most probable class"),
         (f"{HEAD}\n{LINE.replace('0.25', 'x')}\n", "line 2: could not convert string to float"),
         (f"{HEAD}\n{LINE.replace('0.25', 'nan')}\n", "line 2: its probabilities"),
         (f"{HEAD}\n{LINE.replace('0.25', '-0.25')}\n", "line 2: its probabilities"),

@@ -17,6 +17,7 @@ from asc.report.submission import (
     check_output,
     meta,
     meta_yaml,
+    note_other_name,
     output_table,
     read_entry,
     read_results,
@@ -121,6 +122,17 @@ def test_entry_that_is_none(content: bytes, tmp_path: Path, refused: Refused) ->
         read_entry(path)
 
 
+def test_labels_begin_with_a_name(
+    authors: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = read_entry(authors())
+    name = next(a["lastname"] for a in entry.authors if a.get("corresponding"))
+    note_other_name(f"{name}_XYZ_task1a_1", entry)
+    assert not caplog.text
+    note_other_name("Nobody_XYZ_task1a_1", entry)
+    assert "Nobody_XYZ_task1a_1" in caplog.text and name in caplog.text
+
+
 def system(tta: Any, log_loss: float) -> dict[str, Any]:
     """Scores as `asc evaluate --json` writes them, with no clips of trams and of most devices."""
     classes = {name: {"count": 1, "log_loss": log_loss + i, "accuracy": i / 10}
@@ -139,7 +151,12 @@ def scores(tmp_path: Path) -> Callable[..., Path]:
         until = {"tolerance": 0.02, "most": 1000}
         systems = [system(0, 1.5), system(30, 1.25), system(until, 1.125)]
         path = tmp_path / "scores.json"
-        content = {"weights": "a/folded.pt", "split": "evaluate", "results": systems} | SETTINGS
+        content = {
+            "weights": "a/folded.pt",
+            "network": "ab12",
+            "split": "evaluate",
+            "results": systems,
+        } | SETTINGS
         path.write_text(json.dumps(content | changes))
         return path
 
@@ -148,8 +165,8 @@ def scores(tmp_path: Path) -> Callable[..., Path]:
 
 def test_results(scores: Callable[..., Path]) -> None:
     path = scores()
-    found = read_results(path, 30, WEIGHTS, SETTINGS)
-    assert read_results(path.parent, 30, WEIGHTS, SETTINGS) == found
+    found = read_results(path, 30, "ab12", SETTINGS)
+    assert read_results(path.parent, 30, "ab12", SETTINGS) == found
     assert found["overall"] == {"logloss": 1.25, "accuracy": 75}
     assert list(found["class_wise"]) == list(SCENES)
     assert found["class_wise"]["bus"] == {"logloss": 2.25, "accuracy": 10}
@@ -157,8 +174,8 @@ def test_results(scores: Callable[..., Path]) -> None:
     assert list(found["device_wise"]) == list(DEVICES)
     assert found["device_wise"]["b"] == {"logloss": 0.5, "accuracy": 25}
     assert found["device_wise"]["s6"] == {"logloss": None, "accuracy": None}
-    assert read_results(path, 0, WEIGHTS, SETTINGS)["overall"]["logloss"] == 1.5
-    assert read_results(path, Until(0.02), WEIGHTS, SETTINGS)["overall"]["logloss"] == 1.125
+    assert read_results(path, 0, "ab12", SETTINGS)["overall"]["logloss"] == 1.5
+    assert read_results(path, Until(0.02), "ab12", SETTINGS)["overall"]["logloss"] == 1.125
 
 
 @pytest.mark.parametrize(
@@ -172,6 +189,10 @@ def test_results(scores: Callable[..., Path]) -> None:
         ({"eps": 0.0}, 0, "under --eps 0.0, not no --eps"),
         ({"gain": "auto"}, 0, "under --gain auto, not --gain 0"),
         ({"precision": "bf16"}, 0, "under --precision bf16"),
+        ({"network": "cd34"}, 0, "scores of a/folded.pt as it was then"),
+        ({"results": [system(0, math.nan)]}, 0, "damaged"),
+        ({"results": [system(0, 1) | {"accuracy_macro": 75}]}, 0, "damaged"),
+        ({"results": [system(0, 1) | {"log_loss_macro": "1"}]}, 0, "damaged"),
     ],
 )
 def test_bad_results(
@@ -179,23 +200,14 @@ def test_bad_results(
 ) -> None:
     path = scores(**changes)
     with refused(path, part):
-        read_results(path, tta, WEIGHTS, SETTINGS)
-
-
-def test_scores_of_other_weights_are_noted(
-    scores: Callable[..., Path], caplog: pytest.LogCaptureFixture
-) -> None:
-    read_results(scores(), 30, WEIGHTS, SETTINGS)
-    assert not caplog.text
-    read_results(scores(), 30, Path("a/best.ckpt"), SETTINGS)
-    assert "a/folded.pt" in caplog.text and "a/best.ckpt" in caplog.text
+        read_results(path, tta, "ab12", SETTINGS)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "3", "{}"])
 def test_results_that_are_none(content: str, tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "x.json").write_text(content)
     with refused(tmp_path / "x.json", "damaged"):
-        read_results(tmp_path / "x.json", 0, WEIGHTS, SETTINGS)
+        read_results(tmp_path / "x.json", 0, "ab12", SETTINGS)
 
 
 def test_the_network_is_rounded_as_it_is_stored() -> None:
@@ -222,7 +234,7 @@ def test_networks_that_break_the_rules(monkeypatch: pytest.MonkeyPatch, refused:
 
 def test_meta(authors: Callable[..., Path], scores: Callable[..., Path]) -> None:
     model = as_submitted(Cnn6Sep().folded())
-    results = read_results(scores(), 30, WEIGHTS, SETTINGS)
+    results = read_results(scores(), 30, "ab12", SETTINGS)
     entry = read_entry(authors(description={"external_data_usage": "directly"}))
     content = meta("Doe_XYZ_task1a_1", entry, model, 30, "SpecAugment, mixup", results)
     text = meta_yaml(content)

@@ -178,8 +178,13 @@ def test_a_stream_is_predicted_as_it_comes(weights: Path, tmp_path: Path, wav: W
     samples = wav(tmp_path / "a.wav", seconds=16).read_bytes()
     content = samples[:40] + b"\xff\xff\xff\xff" + samples[44:]  # a length that nobody knows
     table = tmp_path / "t.csv"
+    # A shell has what it starts in the background ignore SIGINT, pytest and its children too.
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from asc.__main__ import main; sys.exit(main())"
+    )
     with subprocess.Popen(
-        [sys.executable, "-m", "asc", "predict", weights, "-", "--json", "--timeline", table],
+        [sys.executable, "-c", program, "predict", weights, "-", "--json", "--timeline", table],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

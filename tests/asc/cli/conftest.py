@@ -13,6 +13,12 @@ from asc.model import Cnn6Sep
 Asc = Callable[..., tuple[int, str, str]]
 
 
+@pytest.fixture(autouse=True)
+def children_import_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the clone that they are started in, which may lack kernels."""
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+
+
 @pytest.fixture
 def asc_(capsys: pytest.CaptureFixture[str]) -> Asc:
     """asc_(arguments...): runs the command -> exit code, stdout, stderr."""

@@ -45,8 +45,9 @@ class Speed:
 
 def compare(weights: Path, device: DeviceName = "cpu") -> Speed:
     """Measures the network of a file in a process of its own, whose allocator keeps memory."""
-    command = [sys.executable, "-m", "asc.speed", str(weights), "--device", device]
-    # The fastsep that is measured is the one that was imported here.
+    # The fastsep that is measured is the one that was imported here; -P: not one in the current
+    # folder, such as a clone's, which has no kernels.
+    command = [sys.executable, "-P", "-m", "asc.speed", str(weights), "--device", device]
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     environment = os.environ | KEEP_MEMORY | {"PYTHONPATH": path}
     ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)

@@ -4,14 +4,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from asc.compute import Engine, Precision, send
-from asc.data.clips import relative_name
+from asc.data.clips import ClipList, relative_name
 from asc.errors import UserError
 from asc.metrics import brier_scores, score
 from asc.prediction import (
@@ -26,9 +25,6 @@ from asc.prediction import (
     tta_name,
 )
 from asc.progress import counted
-
-if TYPE_CHECKING:  # readers of audio, which nothing here needs
-    from asc.data import ClipList
 
 LOWEST, HIGHEST = 0.05, 20.0  # temperatures beyond are no network's that has learned something
 _GRID = 120  # steps of 5 % between them; masks may make more than one minimum
@@ -152,12 +148,12 @@ def all_logits(
     return logits
 
 
-def clip_names(clips: "ClipList", root: Path) -> list[str]:
+def clip_names(clips: ClipList, root: Path) -> list[str]:
     """The clips' paths below the data set's folder, wherever that lies."""
     return [relative_name(clip.path, root) for clip in clips]
 
 
-def refuse_fitted_on(model: Network, weights: Path, clips: "ClipList", root: Path) -> None:
+def refuse_fitted_on(model: Network, weights: Path, clips: ClipList, root: Path) -> None:
     """UserError if the network's temperature was fitted on some of the clips."""
     fitted = model.fitted_on
     if fitted is not None and fitted.shares(clip_names(clips, root)):

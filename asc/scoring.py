@@ -4,7 +4,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -83,30 +83,21 @@ class Evaluation:
     masks: list[int]
 
 
-def predict(
-    model: Network,
-    items: LogMelItems,
-    *,
-    tta: int | Until = 0,
-    seed: int = 0,
-    engine: Engine = "shared",
-    device: torch.device | str | None = None,
-    precision: Precision = "float32",
-    devices: int = 1,
-    journal: Journal | None = None,
-) -> list[Prediction]:
+class How(TypedDict, total=False):
+    """What `outputs` takes by name, for those that pass it on."""
+
+    tta: int | Until
+    seed: int
+    engine: Engine
+    device: torch.device | str | None
+    precision: Precision
+    devices: int
+    journal: Journal | None
+
+
+def predict(model: Network, items: LogMelItems, **how: Unpack[How]) -> list[Prediction]:
     """The class of every item, under its name; arguments and errors as of `outputs`."""
-    found = outputs(
-        model,
-        items,
-        tta=tta,
-        seed=seed,
-        engine=engine,
-        device=device,
-        precision=precision,
-        devices=devices,
-        journal=journal,
-    )
+    found = outputs(model, items, **how)
     return [
         Prediction(
             label=model.classes[row.index(max(row))],
@@ -121,42 +112,22 @@ def predict(
 
 
 def score_clips(
-    model: Network,
-    items: LogMelItems,
-    clips: "ClipList",
-    *,
-    tta: int | Until = 0,
-    seed: int = 0,
-    engine: Engine = "shared",
-    device: torch.device | str | None = None,
-    precision: Precision = "float32",
-    devices: int = 1,
-    journal: Journal | None = None,
+    model: Network, items: LogMelItems, clips: "ClipList", **how: Unpack[How]
 ) -> Evaluation:
     """Scores of a network on a data set, without masks, and with tta if not 0.
 
     Args:
         items: log-mels of the clips.
         clips: with all their labels, which count the model's classes.
-        model, tta, seed, engine, device, precision, devices, journal: as of `outputs`.
+        model, how: as of `outputs`.
 
     Raises:
         ValueError, UserError, KeyboardInterrupt: as `outputs` and `asc.metrics.score`.
     """
     labels = [label for label in clips.labels if label is not None]
-    found = outputs(
-        model,
-        items,
-        tta=tta,
-        seed=seed,
-        engine=engine,
-        device=device,
-        precision=precision,
-        devices=devices,
-        journal=journal,
-    )
+    found = outputs(model, items, **how)
     probabilities: dict[int | Until, Tensor] = {0: found.logits.softmax(dim=1)}
-    probabilities[tta] = found.probabilities
+    probabilities[how.get("tta", 0)] = found.probabilities
     scores = {
         masks: score(p, labels, model.classes, clips.devices) for masks, p in probabilities.items()
     }

@@ -3,7 +3,7 @@
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -99,7 +99,7 @@ def command(
     from asc.processes import check_devices
     from asc.report.found import remark_on_levels
     from asc.report.tables import print_tables, printable, score_tables
-    from asc.scoring import evaluation_journal, predict, score_clips
+    from asc.scoring import How, evaluation_journal, predict, score_clips
 
     target = pick_device(device, precision)
     check_devices(devices, target)
@@ -136,7 +136,7 @@ def command(
     )
     if out is not None and split != "test":
         import_meanwhile()
-    how: dict[str, Any] = {
+    how: How = {
         "tta": masks,
         "seed": seed,
         "engine": tta_engine,

@@ -213,8 +213,7 @@ def _named(groups: Iterator[list[Evaluated]]) -> Iterator[tuple[str, list[Evalua
         if run is None or len(group) == 1:
             names.append(group[0].folder)
         else:
-            masks = "auto TTA" if isinstance(tta, dict) else system_name(tta)
-            names.append(f"{run['preset']['name']}, {masks}")
+            names.append(f"{run['preset']['name']}, {system_name(tta)}")
     several = Counter(names)
     for name, group in zip(names, given, strict=True):
         yield name if several[name] == 1 else ", ".join(m.folder for m in group), group

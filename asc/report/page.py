@@ -144,8 +144,7 @@ def _class_chart(results: Mapping[str, Any]) -> str:
 
 def _way(part: Mapping[str, Any], temperature: float) -> str:
     """What to call a way to probabilities."""
-    masks = part["tta"]
-    name = "auto TTA" if isinstance(masks, Mapping) else system_name(masks)
+    name = system_name(part["tta"])
     if temperature == 1:
         return name
     return f"{name}, calibrated" if part["calibrated"] else f"{name}, not calibrated"

@@ -24,6 +24,7 @@ from asc.complexity import limits, size
 from asc.errors import UserError, note
 from asc.model import Cnn6Sep
 from asc.prediction import Until
+from asc.report.folder import SCORES
 from asc.scoring import Prediction
 from asc.task import DEVICES, SCENES
 
@@ -172,7 +173,7 @@ def read_results(
             these masks, or under other settings.
         OSError: it cannot be read.
     """
-    path = path / "scores.json" if path.is_dir() else path
+    path = path / SCORES if path.is_dir() else path
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         split, systems = content["split"], content["results"]

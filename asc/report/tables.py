@@ -4,21 +4,24 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from asc.calibration import Quality
 from asc.complexity import LayerRow, Limit, Size, macs_per_second, peak_memory, total_macs
 from asc.metrics import Scores
 from asc.prediction import Until
 
+if TYPE_CHECKING:  # which takes readers of audio to import
+    from asc.calibration import Quality
 
-def system_name(masks: int | Until) -> str:
-    """What a table calls a network under so many masks a clip."""
-    if isinstance(masks, Until):
+
+def system_name(masks: int | Until | Mapping[str, Any]) -> str:
+    """What a table calls a network under so many masks; a mapping: `Until` in scores.json."""
+    if not isinstance(masks, int):
         return "auto TTA"
     return f"{masks} TTA" if masks else "no TTA"
 
@@ -82,7 +85,7 @@ def score_tables(
     yield by_device
 
 
-def calibration_table(before: Quality, after: Quality) -> Table:
+def calibration_table(before: "Quality", after: "Quality") -> Table:
     """What calibration did to the probabilities of the clips that it was fitted on."""
     table = _table("On the clips fitted on", ["", "before", "after"])
     table.add_row("negative log-likelihood (log loss)", _nats(before.nll), _nats(after.nll))

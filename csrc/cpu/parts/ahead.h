@@ -1,5 +1,5 @@
-// Rows of the caller's tensors that are needed soon. Products leave memory idle, so they fetch
-// these a few cache lines at a time: more at once would hold up what the products load themselves.
+// Memory that is needed soon. Products leave it idle, so they fetch this a few cache lines at a
+// time: more at once would hold up what the products load themselves.
 #pragma once
 
 #include <cstdint>
@@ -12,46 +12,62 @@ namespace fastsep::FASTSEP_ISA {
 
 class Ahead {
  public:
-  Ahead() = default;
+  void clear() { *this = Ahead(); }
 
-  // Rows (n, t) to (n, t + rows - 1) of a tensor, to be fetched evenly in so many steps. Where they
-  // do not follow each other in memory, the first only.
-  template <class S>
-  static Ahead rows(const Map& map, int64_t n, int64_t t, int64_t rows, int64_t channels,
-                    int64_t bins, int64_t steps) {
-    Ahead ahead;
-    ahead.piece_ = reinterpret_cast<const char*>(row_of<S>(map, n, t));
-    if (map.t == bins * map.f) bins *= rows;
-    constexpr int64_t size = sizeof(S);
-    if (map.f == 1) {
-      ahead.pieces_ = channels;
-      ahead.stride_ = map.c * size;
-      ahead.bytes_ = bins * size;
-    } else if (map.c == 1) {
-      ahead.pieces_ = bins;
-      ahead.stride_ = map.f * size;
-      ahead.bytes_ = channels * size;
-    }
-    ahead.per_step_ = ceil_div(ahead.pieces_ * ceil_div(ahead.bytes_, kLine), most(steps, 1));
-    return ahead;
+  // `count` pieces of so many bytes, `stride` bytes apart. At most kParts times.
+  void add(const void* base, int64_t bytes, int64_t count = 1, int64_t stride = 0) {
+    if (base == nullptr || bytes <= 0 || count <= 0) return;
+    parts_[num_parts_++] = {static_cast<const char*>(base), bytes, count, stride};
+    lines_ += count * ceil_div(bytes, kLine);
   }
 
+  // Rows (n, t) to (n, t + rows - 1) of a tensor. Where they do not follow each other in memory,
+  // the first only.
+  template <class S>
+  void add_rows(const Map& map, int64_t n, int64_t t, int64_t rows, int64_t channels,
+                int64_t bins) {
+    constexpr int64_t size = sizeof(S);
+    if (map.t == bins * map.f) bins *= rows;
+    const S* first = row_of<S>(map, n, t);
+    if (map.f == 1) {
+      add(first, bins * size, channels, map.c * size);
+    } else if (map.c == 1) {
+      add(first, channels * size, bins, map.f * size);
+    }
+  }
+
+  // All of it in about so many steps.
+  void spread(int64_t steps) { per_step_ = ceil_div(lines_, most(steps, 1)); }
+
   FASTSEP_INLINE void step() {
-    for (int64_t i = 0; i < per_step_ && pieces_ > 0; ++i) {
-      __builtin_prefetch(piece_ + offset_, 0, 2);
-      offset_ += kLine;
-      if (offset_ >= bytes_) {
-        offset_ = 0;
-        piece_ += stride_;
-        --pieces_;
-      }
+    for (int64_t i = 0; i < per_step_; ++i) {
+      if (at_ >= end_ && !next_piece()) return;
+      __builtin_prefetch(at_, 0, 2);
+      at_ += kLine;
     }
   }
 
  private:
-  static constexpr int64_t kLine = 64;
-  const char* piece_ = nullptr;
-  int64_t pieces_ = 0, stride_ = 0, bytes_ = 0, offset_ = 0, per_step_ = 0;
+  static constexpr int64_t kLine = 64, kParts = 4;
+  struct Part {
+    const char* base;
+    int64_t bytes, count, stride;
+  };
+
+  bool next_piece() {
+    while (part_ < num_parts_ && parts_[part_].count == 0) ++part_;
+    if (part_ == num_parts_) return false;
+    Part& part = parts_[part_];
+    at_ = part.base;
+    end_ = at_ + part.bytes;
+    part.base += part.stride;
+    --part.count;
+    return true;
+  }
+
+  const char *at_ = nullptr, *end_ = nullptr;
+  int64_t per_step_ = 0, lines_ = 0, part_ = 0, num_parts_ = 0;
+  Part parts_[kParts] = {};
 };
 
 }  // namespace fastsep::FASTSEP_ISA

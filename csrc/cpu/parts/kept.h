@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "ahead.h"
 #include "rows.h"
 #include "vec.h"
 
@@ -29,6 +30,12 @@ class Kept {
 
   // Position 0 of row (n, t).
   T* row(int64_t n, int64_t t) const { return base_ + (n * frames_ + t) * row_size() + margin_; }
+
+  // Adds so many rows from (n, t) on, those of them that are in the map.
+  void fetch(Ahead& ahead, int64_t n, int64_t t, int64_t rows) const {
+    if (base_ == nullptr) return;
+    ahead.add(row(n, t) - margin_, least(rows, frames_ - t) * row_size() * int64_t(sizeof(T)));
+  }
 
   // With what only keeps groups apart: the same values give the same memory.
   void clear_margins(T* row) const {

@@ -52,9 +52,9 @@ class Panels {
 
   static int64_t size(int64_t in, int64_t out) { return in * ceil_div(out, kLanes<T>) * kLanes<T>; }
 
-  // About how often `project` calls between() for one row.
-  int64_t steps(int64_t bins) const {
-    return ceil_div(out, kTileVectors * kLanes<T>) * ceil_div(bins, kTileRows) * (in / 16);
+  // How often `project` calls between() for one row whose kGroup this is.
+  int64_t steps(int64_t bins, int64_t group = 16) const {
+    return ceil_div(out, kTileVectors * kLanes<T>) * ceil_div(bins, kTileRows) * (in / group);
   }
 
   // Of weights o * out_stride + i * in_stride elements on, from input channel i to output channel

@@ -156,7 +156,8 @@ class GradientSweep {
   void project_z(int64_t t) {
     Ahead next;
     if (t + 1 < sizes_.frames) {
-      next = load_.ahead(n_, t + 1, packed_.forward.steps(sizes_.bins));
+      load_.fetch(next, n_, t + 1);
+      next.spread(packed_.forward.steps(sizes_.bins));
     }
     load_.row(n_, t, [&](auto x) {
       project(x, sizes_.bins, packed_.forward, z_[t], z_.group_stride(), [&] { next.step(); });

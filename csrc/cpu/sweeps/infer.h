@@ -215,7 +215,9 @@ class InferSweep {
     for (int64_t i = 0; i < first.end - first.begin; ++i) {
       const int64_t t = step_ > 0 ? first.begin + i : first.end - 1 - i;
       const bool last = i + 1 == first.end - first.begin;
-      x_ahead_ = last ? Ahead() : load_.ahead(n, t + step_, first.steps_in());
+      x_ahead_.clear();
+      if (!last) load_.fetch(x_ahead_, n, t + step_);
+      x_ahead_.spread(first.steps_in());
       if (first.lone) x_ahead_.step();  // at once: there is no product to spread it over
       const auto take = [&](auto row) {
         right = right &&
@@ -306,9 +308,10 @@ class InferSweep {
     const Stage& last = stages_[job_.num_blocks - 1];
     const int64_t count = least(last.batch, last.left);
     if (count == 0) return;
-    const int64_t steps = count * last.steps_out();
-    y_ahead_ = Ahead::rows<S>(job_.y, n, step_ > 0 ? last.next : last.next - count + 1, count,
-                              last.block.out, last.bins_out, steps);
+    y_ahead_.clear();
+    y_ahead_.add_rows<S>(job_.y, n, step_ > 0 ? last.next : last.next - count + 1, count,
+                         last.block.out, last.bins_out);
+    y_ahead_.spread(count * last.steps_out());
   }
 
   // Pooled rows q to q + count - 1.

@@ -51,9 +51,9 @@ class Load {
     return false;
   }
 
-  // To fetch row (n, t) in so many steps.
-  Ahead ahead(int64_t n, int64_t t, int64_t steps) const {
-    return Ahead::rows<S>(input_.x, n, t, 1, input_.channels, input_.bins, steps);
+  // Adds row (n, t).
+  void fetch(Ahead& ahead, int64_t n, int64_t t) const {
+    ahead.add_rows<S>(input_.x, n, t, 1, input_.channels, input_.bins);
   }
 
  private:

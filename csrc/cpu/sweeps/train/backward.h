@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "../../kernels.h"
+#include "../../parts/ahead.h"
 #include "../../parts/kept.h"
 #include "../../parts/product.h"
 #include "../../parts/rows.h"
@@ -214,9 +215,22 @@ class TrainBackward {
     }
   }
 
+  // To what row t will read and write, for the product of the row before it.
+  void look_ahead(int64_t n, int64_t t) {
+    const int64_t row = (t + sizes_.reach_t) / sizes_.block.pool;
+    ahead_.clear();
+    z_.fetch(ahead_, n, t + sizes_.reach_t, 1);
+    if (row != grad_row_ && row < sizes_.frames_out) grad_.fetch(ahead_, n, row);
+    x_.fetch(ahead_, n, t, 1);
+    into_.fetch(ahead_, n, t, 1);
+    ahead_.spread(packed_.panels.steps(sizes_.bins, L));
+  }
+
   void find_dx(int64_t n, int64_t t) {
     T* to = index_ == 0 ? dx_ : into_.row(n, t);
-    project(Blocked<T>{dz_, stride_}, sizes_.bins, packed_.panels, to, stride_, [] {});
+    look_ahead(n, t + 1);
+    project(Blocked<T>{dz_, stride_}, sizes_.bins, packed_.panels, to, stride_,
+            [&] { ahead_.step(); });
     if (index_ > 0) return;
     const Input& input = job_.input;
     const bool masked = load_.masks(n, 0, t);
@@ -253,6 +267,7 @@ class TrainBackward {
   T *d_pointwise_, *d_taps_;  // sums: [in][groups][L], and laid out as Taps
   double *d_scale_, *d_shift_;
   Kept<T> x_, into_;
+  Ahead ahead_;
   const T* grad_data_ = nullptr;
   int64_t own_begin_ = 0, own_end_ = 0, grad_row_ = -1;
 };

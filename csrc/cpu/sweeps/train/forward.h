@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "../../kernels.h"
+#include "../../parts/ahead.h"
 #include "../../parts/kept.h"
 #include "../../parts/product.h"
 #include "../../parts/rows.h"
@@ -170,6 +171,7 @@ class TrainForward {
   }
 
   void make_row(int64_t n, int64_t t) {
+    if (!is_last_) look_ahead(n, t + 1);
     T* z = is_last_ ? nullptr : z_.row(n, t);
     if (index_ == 0) {
       load_.row(n, t, [&](auto x) { project_to(x, z); });
@@ -186,21 +188,31 @@ class TrainForward {
     }
   }
 
+  // To what row t will read and write, for the product of the row before it.
+  void look_ahead(int64_t n, int64_t t) {
+    const int64_t pool = before_sizes_.block.pool;
+    ahead_.clear();
+    if (z_before_) z_before_->fetch(ahead_, n, t * pool, pool);
+    x_.fetch(ahead_, n, t, 1);
+    z_.fetch(ahead_, n, t, 1);
+    ahead_.spread(packed_.panels.steps(sizes_.bins, L));
+  }
+
   template <class Row>
   void project_to(Row x, T* z) {
-    project(x, sizes_.bins, packed_.panels, z, z_.group_stride(), [] {});
+    project(x, sizes_.bins, packed_.panels, z, z_.group_stride(), [&] { ahead_.step(); });
     z_.clear_margins(z);
   }
 
   // Row t of block i's input.
   void find_input(int64_t n, int64_t t, T* x, int64_t stride) {
     const int64_t pool = before_sizes_.block.pool, groups = ceil_div(before_sizes_.block.out, L);
-    for (int64_t i = 0; i < pool; ++i) {
-      window_[i] = after_lone_ ? lone_->cross(t * pool + i) : (*z_before_)(n, t * pool + i);
-    }
     if (after_lone_) {
+      const Cross<T> first = lone_->crosses(t * pool, pool);
+      for (int64_t i = 0; i < pool; ++i) window_[i] = first.from(i * lone_->stride());
       LoneTaps<T>::pooled(packed_.before, groups, window_, pool, sizes_.bins, x, stride);
     } else {
+      for (int64_t i = 0; i < pool; ++i) window_[i] = (*z_before_)(n, t * pool + i);
       const auto norm = pool == 2   ? pooled_norm<T, 2>
                         : pool == 1 ? pooled_norm<T, 1>
                                     : pooled_norm<T, 0>;
@@ -223,6 +235,7 @@ class TrainForward {
   std::optional<LoneRows<T>> lone_;
   std::optional<KeptCross<T>> z_before_, z_cross_;  // as a cross reads them
   Kept<T> x_, z_;
+  Ahead ahead_;
   Cross<T>* window_ = nullptr;
   T* x_row_ = nullptr;
 };

@@ -75,29 +75,49 @@ struct LoneTaps {
   }
 };
 
-// The rows of x around those last asked for, loaded in the order of time.
+// The rows of x around those last asked for, in the order of time: the cross of row t + 1 stands
+// stride() behind that of row t. Rows outside the map are zeros.
 template <class T>
 class LoneRows {
+  static constexpr int64_t kSpare = 16;  // rows until the last ones have to be moved
+
  public:
   // rows: how many neighbouring crosses are used at once; affine: whether scale and shift apply.
   LoneRows(const Train& job, int64_t rows, Bump& scratch, bool affine = true)
       : sizes_(sizes_of(job, 0)),
         load_(input(job, affine), true, scratch),
-        ring_(scratch, rows + 2 * sizes_.reach_t, 1, sizes_.bins, sizes_.frames, sizes_.reach_f,
-              1) {}
+        stride_(sizes_.bins + 2 * sizes_.reach_f),
+        capacity_(rows + 2 * sizes_.reach_t + kSpare),
+        base_(scratch.take<T>(capacity_ * stride_)) {}
+
+  int64_t stride() const { return stride_; }
 
   // Of clip n, from the crosses of row t on.
   void start(int64_t n, int64_t t) {
-    ring_.clear();
+    std::memset(base_, 0, size_t(capacity_ * stride_) * sizeof(T));
     n_ = n;
-    next_ = most(t - sizes_.reach_t, 0);
+    first_ = next_ = t - sizes_.reach_t;
   }
 
-  Cross<T> cross(int64_t t) {
-    for (; next_ <= least(t + sizes_.reach_t, sizes_.frames - 1); ++next_) {
-      load_.row(n_, next_, [](auto) {}, ring_[next_]);
+  // The cross of row t, with those of `rows` rows from there on behind it. Ends what was given
+  // before; t does not decrease.
+  Cross<T> crosses(int64_t t, int64_t rows) {
+    const int64_t reach = sizes_.reach_t;
+    if (t + rows + reach > first_ + capacity_) {
+      const int64_t kept = most(next_ - (t - reach), 0);
+      std::memmove(base_, row(next_ - kept), size_t(kept * stride_) * sizeof(T));
+      first_ = next_ - kept;
     }
-    return {ring_[t - sizes_.reach_t], ring_[t], ring_[t + sizes_.reach_t], sizes_.reach_f};
+    for (; next_ < t + rows + reach; ++next_) {
+      T* to = row(next_) + sizes_.reach_f;
+      if (next_ < 0 || next_ >= sizes_.frames) {
+        std::memset(to, 0, size_t(sizes_.bins) * sizeof(T));
+      } else {
+        load_.row(n_, next_, [](auto) {}, to);
+      }
+    }
+    const T* middle = row(t) + sizes_.reach_f;
+    return {middle - reach * stride_, middle, middle + reach * stride_, sizes_.reach_f};
   }
 
   // Whether row t is in the map and no stripe covers it.
@@ -111,10 +131,13 @@ class LoneRows {
     return input;
   }
 
+  T* row(int64_t t) const { return base_ + (t - first_) * stride_; }
+
   Sizes sizes_;
   Load<T> load_;
-  Ring<T> ring_;
-  int64_t n_ = 0, next_ = 0;
+  int64_t stride_, capacity_;
+  T* base_;
+  int64_t n_ = 0, first_ = 0, next_ = 0;
 };
 
 // Neighbouring doubles of x.
@@ -158,7 +181,7 @@ class LoneStatistics {
       const int64_t span = k % job.spans, begin = frames * span / job.spans;
       rows.start(k / job.spans, begin);
       for (int64_t t = begin; t < frames * (span + 1) / job.spans; ++t) {
-        add_row(rows.cross(t), job.input.bins, sums);
+        add_row(rows.crosses(t, 1), job.input.bins, sums);
       }
     }
   }

@@ -17,8 +17,9 @@
 
 namespace fastsep::FASTSEP_ISA {
 
-constexpr int64_t kLoneRows = 16;  // crosses whose sums stay in registers
-constexpr int64_t kLoneBins = 32;  // bins of the output whose x stay in the first cache
+constexpr int64_t kLoneRows = 64;  // crosses between which all sums of bins leave the first cache
+constexpr int64_t kLoneTile = 32;  // crosses whose sums stay in registers
+constexpr int64_t kLoneBins = 16;  // bins of the output whose sums and x stay in the first cache
 
 template <class T>
 class LoneBackward {
@@ -93,11 +94,9 @@ class LoneBackward {
         x_(job, steps_ * sizes_.block.pool, scratch),
         raw_(job, steps_ * sizes_.block.pool, scratch, false),
         grad_(job, 0, steps_, scratch),
-        cross_(scratch.take<Cross<T>>(steps_ * sizes_.block.pool)),
-        raw_cross_(scratch.take<Cross<T>>(steps_ * sizes_.block.pool)),
         missing_(scratch.take<T>(3 * steps_ * sizes_.block.pool)),
-        rows_(scratch.take<const T*>(steps_)),
         bin_sums_(scratch.take<T>(groups_ * sizes_.bins * kSums * L)),
+        da_(scratch.take<T>(most(kLoneTile, sizes_.block.pool) * L)),
         x_sums_(scratch.take<double>(4 * kTaps * sizes_.bins)) {}
 
   void run_span(int64_t n, int64_t span) {
@@ -114,16 +113,10 @@ class LoneBackward {
     int64_t t = first * pool;
     for (int64_t row = first; row < stop; row += steps_) {
       const int64_t steps = least(steps_, stop - row);
-      const bool missing = prepare(t, steps * pool);
-      for (int64_t i = 0; i < steps; ++i) rows_[i] = grad_.row(n, row + i, i);
-      const auto add = pool == 2 ? (missing ? &LoneBackward::template add_rows<2, true>
-                                            : &LoneBackward::template add_rows<2, false>)
-                                 : (missing ? &LoneBackward::template add_rows<0, true>
-                                            : &LoneBackward::template add_rows<0, false>);
+      prepare(t, steps * pool);
+      const T* grad = grad_.rows(n, row, steps);
       for (int64_t f = 0; f < sizes_.bins_out; f += kLoneBins) {
-        for (int64_t g = 0; g < groups_; ++g) {
-          (this->*add)(g, steps, f, least(f + kLoneBins, sizes_.bins_out));
-        }
+        for (int64_t g = 0; g < groups_; ++g) add_bins(g, grad, steps, f);
       }
       t += steps * pool;
     }
@@ -140,18 +133,14 @@ class LoneBackward {
     }
   }
 
-  // The crosses of so many rows, and what they add to the moments. Returns whether one of them
-  // reaches a row that is masked or outside, as far as that matters.
-  bool prepare(int64_t t, int64_t rows) {
-    bool any = false;
-    for (int64_t i = 0; i < rows; ++i) {
-      cross_[i] = raw_cross_[i] = x_.cross(t + i);
-      if (!affine_) continue;
-      raw_cross_[i] = raw_.cross(t + i);
+  // The crosses of so many rows, and what they add to the moments.
+  void prepare(int64_t t, int64_t rows) {
+    cross_ = raw_cross_ = x_.crosses(t, rows);
+    if (affine_) raw_cross_ = raw_.crosses(t, rows);
+    for (int64_t i = 0; affine_ && i < rows; ++i) {
       T* missing = missing_ + 3 * i;
       for (int64_t k = 0; k < 3; ++k) {
         missing[k] = x_.has(t + i + (k - 1) * sizes_.reach_t) ? T(0) : T(1);
-        any = any || missing[k] != 0;
       }
       for (int64_t j = 0; j < 3; ++j) {
         for (int64_t k = 0; k < 3; ++k) counts_[j][k] += missing[j] == 0 && missing[k] == 0;
@@ -170,7 +159,6 @@ class LoneBackward {
                             [](double* p, double v) { *p += v; }, f, rows);
       }
     }
-    return any;
   }
 
   // Of the bins from f on that a V holds.
@@ -179,7 +167,7 @@ class LoneBackward {
     const int64_t bins = sizes_.bins;
     V first[kTaps] = {}, second[kLonePairs] = {};
     for (int64_t i = 0; i < rows; ++i) {
-      const Cross<T>& x = raw_cross_[i];
+      const Cross<T> x = raw_cross_.from(i * x_.stride());
       const V v[] = {read(x.up + f), read(x.middle + f - x.reach), read(x.middle + f),
                      read(x.middle + f + x.reach), read(x.down + f)};
       int pair = 0;
@@ -198,36 +186,81 @@ class LoneBackward {
     for (int i = 0; i < kLonePairs; ++i) add(sums_.pairs + i * bins + f, second[i]);
   }
 
-  // What rows under `steps` rows of the output add to the sums of a group's bins, those under bins
-  // first to stop of the output.
+  // What rows under `steps` rows of the gradient add to the sums of a group's bins.
+  void add_bins(int64_t g, const T* grad, int64_t steps, int64_t first) {
+    const int64_t pool = sizes_.block.pool, tile = most(kLoneTile / pool, 1);
+    // What is added next: the next group's, or the next bins' of the first group.
+    const int64_t next =
+        (g + 1 < groups_ ? grad_.group_stride() : kLoneBins * L - g * grad_.group_stride());
+    for (int64_t i = 0; i < steps; i += tile) {
+      const int64_t end = least(i + tile, steps);
+      bool missing = false;
+      for (int64_t k = 3 * i * pool; affine_ && k < 3 * end * pool; ++k)
+        missing |= missing_[k] != 0;
+      const auto add = pool == 2 ? (missing ? &LoneBackward::template add_rows<2, true>
+                                            : &LoneBackward::template add_rows<2, false>)
+                                 : (missing ? &LoneBackward::template add_rows<0, true>
+                                            : &LoneBackward::template add_rows<0, false>);
+      (this->*add)(g, grad, next, i, end, first, least(first + kLoneBins, sizes_.bins_out));
+    }
+  }
+
+  // What rows under rows begin to end of the gradient add to the sums of a group's bins, those
+  // under bins first to stop of the output.
   template <int P, bool missing>
-  void add_rows(int64_t g, int64_t steps, int64_t first, int64_t stop) {
-    const int64_t p = P > 0 ? P : sizes_.block.pool;
+  void add_rows(int64_t g, const T* grad, int64_t next, int64_t begin, int64_t end, int64_t first,
+                int64_t stop) {
+    const int64_t p = P > 0 ? P : sizes_.block.pool, stride = x_.stride();
     const Taps<T> taps = Taps<T>::read(packed_.folded + g * Taps<T>::kSize);
+    const Cross<T> x_first = cross_.from(begin * p * stride);
+    const Cross<T> raw_first = raw_cross_.from(begin * p * stride);
+    grad += begin * grad_.row_size() + g * grad_.group_stride();
     const Vec<T> zero = {};
     T* sums = bin_sums_ + (g * sizes_.bins + first * p) * kSums * L;
     for (int64_t f = first * p; f < stop * p; ++f, sums += kSums * L) {
-      Vec<T> sum[kSums];
-      constexpr int64_t count = missing ? kSums : kMissing;
-      for (int64_t k = 0; k < count; ++k) sum[k] = load(sums + k * L);
-      for (int64_t i = 0; i < steps; ++i) {
-        const Vec<T> full = load(rows_[i] + g * grad_.group_stride() + f / p * L);
-        for (int64_t r = i * p; r < (i + 1) * p; ++r) {
-          const Vec<T> da = LoneTaps<T>::apply(taps, cross_[r], f) <= zero ? zero : full;
-          const Cross<T>& x = raw_cross_[r];
-          sum[0] += da * x.up[f];
-          sum[1] += da * x.middle[f - x.reach];
-          sum[2] += da * x.middle[f];
-          sum[3] += da * x.middle[f + x.reach];
-          sum[4] += da * x.down[f];
-          sum[kTaps] += da;
-          if constexpr (missing) {
-            for (int64_t k = 0; k < 3; ++k) sum[kMissing + k] += da * missing_[3 * r + k];
-          }
+      // First all da, then their sums: together a core's queues fill with what waits for one
+      // another.
+      Cross<T> x = x_first.from(f);
+      const T* of_bin = grad + f / p * L;
+      T* da = da_;
+      for (int64_t i = begin; i < end; ++i, of_bin += grad_.row_size()) {
+        const Vec<T> full = load(of_bin);
+        __builtin_prefetch(of_bin + next, 0, 2);
+        for (int64_t r = 0; r < p; ++r, x = x.from(stride), da += L) {
+          store(da, LoneTaps<T>::apply(taps, x, 0) <= zero ? zero : full);
         }
       }
-      for (int64_t k = 0; k < count; ++k) store(sums + k * L, sum[k]);
+      add_sums<missing>(raw_first.from(f), missing_ + 3 * begin * p, (end - begin) * p, sums);
     }
+  }
+
+  // A bin's sums over rows of da, the even and the odd rows by themselves.
+  template <bool missing>
+  FASTSEP_INLINE void add_sums(Cross<T> raw, const T* there, int64_t rows, T* sums) const {
+    constexpr int64_t count = missing ? kSums : kMissing;
+    const int64_t stride = x_.stride();
+    Vec<T> even[count] = {}, odd[count] = {};
+    const auto add = [&](Vec<T>* sum, int64_t r) __attribute__((always_inline)) {
+      const Vec<T> da = load(da_ + r * L);
+      sum[0] += da * raw.up[0];
+      sum[1] += da * raw.middle[-raw.reach];
+      sum[2] += da * raw.middle[0];
+      sum[3] += da * raw.middle[raw.reach];
+      sum[4] += da * raw.down[0];
+      sum[kTaps] += da;
+      if constexpr (missing) {
+        for (int64_t k = 0; k < 3; ++k) sum[kMissing + k] += da * there[3 * r + k];
+      }
+      raw = raw.from(stride);
+    };
+    if (rows % 2 != 0) add(odd, 0);
+    for (int64_t r = rows % 2; r < rows; r += 2) {
+      add(even, r);
+      add(odd, r + 1);
+    }
+#pragma GCC unroll 9
+    for (int64_t k = 0; k < count; ++k)
+      store(sums + k * L, load(sums + k * L) + (even[k] + odd[k]));
   }
 
   void add_by_channel(int64_t k, int64_t g, Vec<T> sum) const {
@@ -298,10 +331,9 @@ class LoneBackward {
   LoneSums<T> sums_;
   LoneRows<T> x_, raw_;
   OutputGradient<T> grad_;
-  Cross<T>*cross_, *raw_cross_;
+  Cross<T> cross_{}, raw_cross_{};  // of the first of the rows prepared
   T* missing_;
-  const T** rows_;
-  T* bin_sums_;
+  T *bin_sums_, *da_;
   double*
       x_sums_;  // of a clip: [tap][all rows, and those whose row above, own or below is missing]
   int64_t counts_[3][3] = {};  // of a clip: rows that have both of these

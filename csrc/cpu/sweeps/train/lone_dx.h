@@ -94,7 +94,7 @@ class LoneDx {
 
   void find_dy(int64_t n, int64_t t) {
     const int64_t pool = sizes_.block.pool;
-    const Cross<T> x = x_.cross(t);
+    const Cross<T> x = x_.crosses(t, 1);
     const T* grad = t / pool < sizes_.frames_out ? grad_.row(n, t / pool) : nullptr;
     const Vec<T> zero = {};
     for (int64_t g = 0; g < groups_; ++g) {

@@ -54,6 +54,11 @@ class KeptCross {
   void clear() const { std::memset(outside_, 0, size_t(z_.row_size()) * sizeof(T)); }
   int64_t group_stride() const { return z_.group_stride(); }
 
+  // Adds what `rows` crosses from row t on read beyond those before them.
+  void fetch(Ahead& ahead, int64_t n, int64_t t, int64_t rows) const {
+    z_.fetch(ahead, n, t + sizes_.reach_t, rows);
+  }
+
   Cross<T> operator()(int64_t n, int64_t t) const {
     return {row(n, t - sizes_.reach_t), row(n, t), row(n, t + sizes_.reach_t),
             sizes_.reach_f * kLanes<T>};

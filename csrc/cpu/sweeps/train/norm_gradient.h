@@ -71,13 +71,21 @@ class OutputGradient {
         rows_(is_kept_ ? nullptr : scratch.take<T>(rows * kept_.row_size())) {}
 
   int64_t group_stride() const { return kept_.group_stride(); }
+  int64_t row_size() const { return kept_.row_size(); }
 
-  // slot: which of the buffer's rows may be overwritten.
-  const T* row(int64_t n, int64_t t, int64_t slot = 0) const {
+  void fetch(Ahead& ahead, int64_t n, int64_t t) const {
+    if (is_kept_) kept_.fetch(ahead, n, t, 1);
+  }
+
+  // Row t; `count` rows, row_size() apart. Ends what was given before.
+  const T* row(int64_t n, int64_t t) const { return rows(n, t, 1); }
+  const T* rows(int64_t n, int64_t t, int64_t count) const {
     if (is_kept_) return kept_.row(n, t);
-    T* row = rows_ + slot * kept_.row_size();
-    load_blocked<T>(job_.y, n, t, sizes_.block.out, sizes_.bins_out, row, group_stride());
-    return row;
+    for (int64_t i = 0; i < count; ++i) {
+      load_blocked<T>(job_.y, n, t + i, sizes_.block.out, sizes_.bins_out, rows_ + i * row_size(),
+                      group_stride());
+    }
+    return rows_;
   }
 
  private:

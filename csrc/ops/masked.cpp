@@ -24,7 +24,7 @@ namespace {
 
 // What the copies that a thread computes at the same time may take: more of them share the work on
 // the clip, fewer stay in cache.
-constexpr size_t kTogetherBytes = size_t{12} << 20;
+constexpr size_t kTogetherBytes = size_t{20} << 20;
 // What a thread may take to keep a clip's own maps for more copies; else they are computed again.
 constexpr size_t kKeptBytes = size_t{64} << 20;
 

@@ -92,6 +92,18 @@ class Panels {
   }
 };
 
+// Where positions go: one after the other, or as a list says.
+template <class T>
+struct InOrder {
+  static constexpr bool kScattered = false;
+  FASTSEP_INLINE int64_t operator()(int64_t f) const { return f * kLanes<T>; }
+};
+struct AsListed {
+  static constexpr bool kScattered = true;
+  const int32_t* to;
+  FASTSEP_INLINE int64_t operator()(int64_t f) const { return to[f]; }
+};
+
 // Position f goes to z + place(f). between() is called after every Row::kGroup of input channels in
 // each tile.
 template <class T, class Row, class Place, class Between>
@@ -109,6 +121,16 @@ void project_to(Place place, Row x, int64_t bins, Panels<T> weights, T* z, int64
         // Tiles of even size: a last one of one or two rows would not hide its latencies.
         with_count<kTileRows>(ceil_div(bins - f, tiles), [&](auto m) {
           constexpr int M = decltype(m)::value;
+          if constexpr (Place::kScattered) {
+            // Stores wait for their cache lines one after the other; fetched now, they are there.
+#pragma GCC unroll 6
+            for (int i = 0; i < M; ++i) {
+#pragma GCC unroll 4
+              for (int j = 0; j < NV; ++j) {
+                __builtin_prefetch(z + j * group_stride + place(f + i), 1);
+              }
+            }
+          }
           Tile<T, M, NV> tile;
           const T* w = panel;
           x.from(f).each_channel(
@@ -137,7 +159,7 @@ void project_to(Place place, Row x, int64_t bins, Panels<T> weights, T* z, int64
 
 template <class T, class Row, class Between>
 void project(Row x, int64_t bins, Panels<T> weights, T* z, int64_t group_stride, Between between) {
-  project_to([](int64_t f) { return f * kLanes<T>; }, x, bins, weights, z, group_stride, between);
+  project_to(InOrder<T>(), x, bins, weights, z, group_stride, between);
 }
 
 // sums: [in][groups of out][L]; g: blocked row of `out` channels.

@@ -478,7 +478,7 @@ class MaskedSweep {
     const Stage& stage = stages_[i];
     const Blocked<T> list{list_, kListStride};
     cross(stages_[i - 1], [&](int64_t first, int64_t count) {
-      const auto place = [to = targets_ + first](int64_t k) { return int64_t(to[k]); };
+      const AsListed place{targets_ + first};
       T* const z = stage.cells.base();
       const int64_t stride = 4 * L;
       if constexpr (dot) {

@@ -8,9 +8,7 @@ the backward pass and how far the memory of a process grows.
 import ctypes
 import gc
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -34,8 +32,7 @@ SYSTEMS = ["fastsep", "eager, NCHW", "eager, channels_last", "torch.compile"]
 def test_step(benchmark: BenchmarkFixture, system: str, batch: int, threads: int) -> None:
     torch.set_num_threads(threads)
     give_back()
-    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
-        peak = fresh.submit(peak_bytes, system, batch, threads).result()
+    peak = workloads.in_fresh_process(peak_bytes, system, batch, threads)
     step, exact = step_of(system, batch), workloads.exact_step(batch)
     measure(benchmark, step, exact=exact, tolerance=TOLERANCE, training=True, at_least=5,
             flop=3 * workloads.network_flop(batch), isa=widest_isa(), threads=threads,

@@ -1,10 +1,10 @@
 """What is measured: the network and its layers, with random weights, and their float64 results."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from multiprocessing import get_context
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from asc.model import WIDTHS, Cnn6Sep
 from asc.task import FRAMES, N_MELS
 from fastsep import BlockParameters, SepConv2d, SepConvBlock, reference
 from fastsep.eager import to_eager
+
+T = TypeVar("T")
 
 
 class Layer(NamedTuple):
@@ -111,8 +113,7 @@ def exact_logits(batch: int) -> Tensor:
 def exact_step(batch: int) -> Tensor:
     """`step_result` of the learner's first step, by PyTorch's own layers. In a process of its own,
     which gives back what maps in float64 take: 12 GB at batch 32."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
-        return fresh.submit(_exact_step, batch).result()
+    return in_fresh_process(_exact_step, batch)
 
 
 def _exact_step(batch: int) -> Tensor:
@@ -121,6 +122,11 @@ def _exact_step(batch: int) -> Tensor:
     loss = nn.functional.cross_entropy(eager(x[:batch].double()), labels[:batch])
     loss.backward()
     return step_result(loss, eager)
+
+
+def in_fresh_process(function: Callable[..., T], *arguments: object) -> T:
+    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+        return fresh.submit(function, *arguments).result()
 
 
 def step_result(loss: Tensor, model: nn.Module) -> Tensor:

@@ -195,11 +195,11 @@ class TrainForward {
     if (z_before_) z_before_->fetch(ahead_, n, t * pool, pool);
     x_.fetch(ahead_, n, t, 1);
     z_.fetch(ahead_, n, t, 1);
-    ahead_.spread(packed_.panels.steps(sizes_.bins, L));
   }
 
   template <class Row>
   void project_to(Row x, T* z) {
+    ahead_.spread(packed_.panels.steps(sizes_.bins, Row::kGroup));
     project(x, sizes_.bins, packed_.panels, z, z_.group_stride(), [&] { ahead_.step(); });
     z_.clear_margins(z);
   }

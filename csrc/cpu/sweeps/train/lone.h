@@ -100,13 +100,12 @@ class LoneRows {
   }
 
   // The cross of row t, with those of `rows` rows from there on behind it. Ends what was given
-  // before; t does not decrease.
+  // before, which t follows: no row is skipped.
   Cross<T> crosses(int64_t t, int64_t rows) {
     const int64_t reach = sizes_.reach_t;
     if (t + rows + reach > first_ + capacity_) {
-      const int64_t kept = most(next_ - (t - reach), 0);
-      std::memmove(base_, row(next_ - kept), size_t(kept * stride_) * sizeof(T));
-      first_ = next_ - kept;
+      std::memmove(base_, row(t - reach), size_t((next_ - t + reach) * stride_) * sizeof(T));
+      first_ = t - reach;
     }
     for (; next_ < t + rows + reach; ++next_) {
       T* to = row(next_) + sizes_.reach_f;

@@ -191,7 +191,7 @@ class LoneBackward {
     const int64_t pool = sizes_.block.pool, tile = most(kLoneTile / pool, 1);
     // What is added next: the next group's, or the next bins' of the first group.
     const int64_t next =
-        (g + 1 < groups_ ? grad_.group_stride() : kLoneBins * L - g * grad_.group_stride());
+        g + 1 < groups_ ? grad_.group_stride() : kLoneBins * L - g * grad_.group_stride();
     for (int64_t i = 0; i < steps; i += tile) {
       const int64_t end = least(i + tile, steps);
       bool missing = false;

@@ -2,13 +2,13 @@
 // than the arithmetic done in it.
 #pragma once
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstddef>
 #include <cstdlib>
 #include <new>
 #include <string>
+
+#include "pages.h"
 
 namespace fastsep {
 
@@ -45,7 +45,8 @@ class Arena {
   void* find(size_t bytes) noexcept {
     if (data_ == nullptr || bytes > size_) {
       release();
-      data_ = bytes > kKept ? mapped(bytes)
+      if (bytes > kKept) bytes = whole_pages(bytes);
+      data_ = bytes > kKept ? map_pages(bytes)
                             : std::aligned_alloc(64, aligned(std::max<size_t>(bytes, 1)));
       if (data_ == nullptr) return nullptr;
       size_ = bytes;
@@ -53,25 +54,15 @@ class Arena {
     return data_;
   }
 
-  // Gives back what is more than a thread should hold on to between calls.
+  // Offers the system what is more than a thread should hold on to between calls.
   void trim() {
-    if (size_ > kKept) release();
+    if (size_ > kKept) offer_pages(data_, size_);
   }
 
  private:
-  // Straight from the kernel, to which it goes back: malloc would keep tens of MB of it for itself.
-  static void* mapped(size_t bytes) noexcept {
-    void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (data == MAP_FAILED) return nullptr;
-#if defined(MADV_HUGEPAGE)
-    madvise(data, bytes, MADV_HUGEPAGE);  // fewer faults, and what is scattered needs fewer entries
-#endif
-    return data;
-  }
-
   void release() noexcept {
     if (size_ > kKept) {
-      munmap(data_, size_);
+      unmap_pages(data_, size_);
     } else {
       std::free(data_);
     }

@@ -22,9 +22,10 @@ using torch::headeronly::ScalarType;
 
 namespace {
 
-// What the copies that a thread computes at the same time may take: more of them share the work on
-// the clip, fewer stay in cache.
-constexpr size_t kTogetherBytes = size_t{20} << 20;
+// What the copies that a thread computes at the same time may take, of which they use a third: more
+// of them share the work on the clip, fewer stay in cache. In several groups they share it with the
+// clip's own maps.
+constexpr size_t kTogetherBytes = size_t{36} << 20, kGroupBytes = size_t{20} << 20;
 // What a thread may take to keep a clip's own maps for more copies; else they are computed again.
 constexpr size_t kKeptBytes = size_t{64} << 20;
 
@@ -35,7 +36,8 @@ void plan(const MaskedKernels& k, Masked& job, int64_t count) {
   const size_t one = k.scratch_bytes(job);
   job.together = 2;
   const size_t each = k.scratch_bytes(job) - one;
-  const int64_t most = std::max<int64_t>(1, int64_t(kTogetherBytes / std::max<size_t>(1, each)));
+  const size_t bytes = size_t(count) * each <= kTogetherBytes ? kTogetherBytes : kGroupBytes;
+  const int64_t most = std::max<int64_t>(1, int64_t(bytes / std::max<size_t>(1, each)));
   const int64_t groups = (count + most - 1) / most;
   job.together = (count + groups - 1) / groups;
   if (groups == 1) return;

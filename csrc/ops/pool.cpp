@@ -7,23 +7,19 @@
 #include <mutex>
 
 #include "arena.h"
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include "pages.h"
 
 namespace fastsep {
 
 #if defined(__linux__)
 namespace {
 
-constexpr size_t kPage = size_t{2} << 20;  // a huge page, of which these maps need many
 constexpr size_t kLeast = size_t{1} << 20;
 
 class Pool {
  public:
   void* take(size_t bytes) {
-    bytes = (bytes + kPage - 1) / kPage * kPage;
+    bytes = whole_pages(bytes);
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto fit = free_.lower_bound(bytes);
     void* piece = nullptr;
@@ -34,7 +30,8 @@ class Pool {
       free_.erase(fit);
     } else {
       shrink(most_ > used_bytes_ + bytes ? most_ - used_bytes_ - bytes : 0);
-      piece = map(bytes);
+      piece = map_pages(bytes);
+      if (piece == nullptr) throw OutOfMemory(bytes, "what backward needs");
     }
     used_[piece] = bytes;
     used_bytes_ += bytes;
@@ -48,31 +45,17 @@ class Pool {
     const size_t bytes = entry->second;
     used_.erase(entry);
     used_bytes_ -= bytes;
-    madvise(piece, bytes, MADV_FREE);
+    offer_pages(piece, bytes);
     free_.emplace(bytes, piece);
     free_bytes_ += bytes;
   }
 
  private:
-  // Aligned to a huge page.
-  void* map(size_t bytes) {
-    const size_t whole = bytes + kPage;
-    void* base = mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (base == MAP_FAILED) throw OutOfMemory(bytes, "what backward needs");
-    char* first = static_cast<char*>(base);
-    char* piece = first + (kPage - reinterpret_cast<uintptr_t>(first) % kPage) % kPage;
-    if (piece > first) munmap(first, size_t(piece - first));
-    char *end = piece + bytes, *last = first + whole;
-    if (last > end) munmap(end, size_t(last - end));
-    madvise(piece, bytes, MADV_HUGEPAGE);
-    return piece;
-  }
-
   // Until the free pieces hold no more than so many bytes; the largest go first.
   void shrink(size_t bytes) {
     while (free_bytes_ > bytes) {
       const auto largest = std::prev(free_.end());
-      munmap(largest->second, largest->first);
+      unmap_pages(largest->second, largest->first);
       free_bytes_ -= largest->first;
       free_.erase(largest);
     }

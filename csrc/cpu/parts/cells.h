@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "cross.h"
 #include "dtypes.h"
@@ -54,6 +55,51 @@ struct Around {
   int32_t up, left, centre, right, down;
 };
 
+// Outputs to be computed and where each goes. Those that are a whole cell of the next map, four in
+// a row, come first.
+class Outputs {
+ public:
+  Outputs() = default;
+  Outputs(Bump& bump, int64_t most)
+      : around_(bump.take<Around>(most)), targets_(bump.take<int32_t>(most)), most_(most) {}
+
+  void clear() { quads_ = others_ = 0; }
+
+  FASTSEP_INLINE void add(const Around& around, int32_t target) {
+    ++others_;
+    around_[most_ - others_] = around;
+    targets_[most_ - others_] = target;
+  }
+
+  // around(p) and target(p) of the four positions of a cell.
+  template <class AroundOf, class TargetOf>
+  FASTSEP_INLINE void add_quad(AroundOf around, TargetOf target) {
+    for (int64_t p = 0; p < 4; ++p) {
+      around_[4 * quads_ + p] = around(p);
+      targets_[4 * quads_ + p] = target(p);
+    }
+    ++quads_;
+  }
+
+  // When all are there: makes one list of them.
+  void close() {
+    std::memmove(around_ + 4 * quads_, around_ + most_ - others_,
+                 size_t(others_) * sizeof *around_);
+    std::memmove(targets_ + 4 * quads_, targets_ + most_ - others_,
+                 size_t(others_) * sizeof *targets_);
+  }
+
+  int64_t count() const { return 4 * quads_ + others_; }
+  int64_t quads() const { return quads_; }
+  const Around* around() const { return around_; }
+  const int32_t* targets() const { return targets_; }
+
+ private:
+  Around* around_ = nullptr;
+  int32_t* targets_ = nullptr;
+  int64_t most_ = 0, quads_ = 0, others_ = 0;
+};
+
 struct Move {
   int32_t to, from;
 };
@@ -95,47 +141,81 @@ class Cells {
   T* base_;
 };
 
-// One group of pooled_cells.
+// Keeps an address in a register: GCC would make one for every load and run out of them.
+template <class T>
+FASTSEP_INLINE const T* pinned(const T* address) {
+  asm("" : "+r"(address));
+  return address;
+}
+
+// One group of an output.
 template <class T>
 FASTSEP_INLINE Vec<T> pooled_cell(const Taps<T>& taps, const T* z, const Around& at) {
   constexpr int64_t L = kLanes<T>;
+  const T *up = pinned(z + at.up), *left = pinned(z + at.left), *centre = pinned(z + at.centre),
+          *right = pinned(z + at.right), *down = pinned(z + at.down);
   Vec<T> value[4];
 #pragma GCC unroll 4
   for (int64_t p = 0; p < 4; ++p) {
-    Vec<T> v = taps.bias + taps.centre * load(z + at.centre + p * L);
-    v += taps.up * load(z + at.up + p * L);
-    v += taps.left * load(z + at.left + p * L);
-    v += taps.right * load(z + at.right + p * L);
-    v += taps.down * load(z + at.down + p * L);
+    Vec<T> v = taps.bias + taps.centre * load(centre + p * L);
+    v += taps.up * load(up + p * L);
+    v += taps.left * load(left + p * L);
+    v += taps.right * load(right + p * L);
+    v += taps.down * load(down + p * L);
     value[p] = relu<T>(v);
   }
   return (value[0] + value[1]) + (value[2] + value[3]);
 }
 
-// pooled_cross of outputs anywhere, to the same bits; y is a list of them. Two at a time, best with
-// one below the other; cells come from the third cache, so those of the next two are fetched.
+// Of the four outputs that are a cell of the next map: they read twelve cells, not twenty.
+template <class T>
+FASTSEP_INLINE void pooled_quad(const Taps<T>& taps, const T* z, const Around* at, T* y) {
+  constexpr int64_t L = kLanes<T>;
+  const T *up0 = pinned(z + at[0].up), *up1 = pinned(z + at[1].up), *left0 = pinned(z + at[0].left),
+          *c0 = pinned(z + at[0].centre), *c1 = pinned(z + at[1].centre),
+          *right1 = pinned(z + at[1].right), *left2 = pinned(z + at[2].left),
+          *c2 = pinned(z + at[2].centre), *c3 = pinned(z + at[3].centre),
+          *right3 = pinned(z + at[3].right), *down2 = pinned(z + at[2].down),
+          *down3 = pinned(z + at[3].down);
+  Vec<T> value[4][4];
+#pragma GCC unroll 4
+  for (int64_t p = 0; p < 4; ++p) {
+    const Vec<T> z0 = load(c0 + p * L), z1 = load(c1 + p * L), z2 = load(c2 + p * L),
+                 z3 = load(c3 + p * L);
+    Vec<T> v0 = taps.bias + taps.centre * z0, v1 = taps.bias + taps.centre * z1,
+           v2 = taps.bias + taps.centre * z2, v3 = taps.bias + taps.centre * z3;
+    v0 += taps.up * load(up0 + p * L), v1 += taps.up * load(up1 + p * L);
+    v2 += taps.up * z0, v3 += taps.up * z1;
+    v0 += taps.left * load(left0 + p * L), v1 += taps.left * z0;
+    v2 += taps.left * load(left2 + p * L), v3 += taps.left * z2;
+    v0 += taps.right * z1, v1 += taps.right * load(right1 + p * L);
+    v2 += taps.right * z3, v3 += taps.right * load(right3 + p * L);
+    v0 += taps.down * z2, v1 += taps.down * z3;
+    v2 += taps.down * load(down2 + p * L), v3 += taps.down * load(down3 + p * L);
+    value[0][p] = relu<T>(v0), value[1][p] = relu<T>(v1);
+    value[2][p] = relu<T>(v2), value[3][p] = relu<T>(v3);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    store(y + i * L, (value[i][0] + value[i][1]) + (value[i][2] + value[i][3]));
+  }
+}
+
+// pooled_cross of outputs anywhere, to the same bits; y is a list of them, of which the first
+// 4 * quads are whole cells of the next map.
 template <class T>
 void pooled_cells(const T* packed_taps, const Cells<T>& cells, int64_t groups, const Around* around,
-                  int64_t count, T* y, int64_t y_stride) {
-  constexpr int64_t L = kLanes<T>, kLine = 64 / sizeof(T);
-  int64_t i = 0;
-  for (; i + 2 <= count; i += 2) {
-    const Around upper = around[i], lower = around[i + 1];
-    const Around* const next = around + (i + 4 <= count ? i + 2 : i);
-    const int32_t fetched[] = {next[0].up, next[0].centre, next[1].centre, next[1].down};
+                  int64_t quads, int64_t count, T* y, int64_t y_stride) {
+  constexpr int64_t L = kLanes<T>;
+  for (int64_t i = 0; i < 4 * quads; i += 4) {
     const T* z = cells.base();
     const T* packed = packed_taps;
     T* to = y + i * L;
     for (int64_t g = 0; g < groups; ++g, packed += Taps<T>::kSize, z += 4 * L, to += y_stride) {
-      for (const int32_t place : fetched) {
-        for (int64_t b = 0; b < 4 * L; b += kLine) __builtin_prefetch(z + place + b);
-      }
-      const Taps<T> taps = Taps<T>::read(packed);
-      store(to, pooled_cell(taps, z, upper));
-      store(to + L, pooled_cell(taps, z, lower));
+      pooled_quad(Taps<T>::read(packed), z, around + i, to);
     }
   }
-  for (; i < count; ++i) {
+  for (int64_t i = 4 * quads; i < count; ++i) {
     const T* z = cells.base();
     for (int64_t g = 0; g < groups; ++g, z += 4 * L) {
       store(y + g * y_stride + i * L,

@@ -138,8 +138,7 @@ class MaskedSweep {
                  last_ = stage.result;
                  out_ = stage.groups * L;
                });
-    around_ = scratch.take<Around>(most(outputs, 4 * kMostSamples));
-    targets_ = scratch.take<int32_t>(most(outputs, 4 * kMostSamples));
+    outputs_ = Outputs(scratch, most(outputs, 4 * kMostSamples));
     moves_ = scratch.take<Move>(moves);
     list_ = scratch.take<T>(list);
     pairs_ = scratch.take<uint32_t>(pairs);
@@ -173,23 +172,22 @@ class MaskedSweep {
     for (int64_t i = 0; i < n; ++i) {
       const Stage& stage = stages_[i];
       const Grid& grid = stage.result;
-      outputs_ = 0;
+      outputs_.clear();
       const Samples rows(grid.rows), cols(grid.cols);
       for (int64_t k = 0; k < 4 * grid.samples(); ++k) {
         const int64_t row = rows.cell(k / 4 / cols.count()), col = cols.cell(k / 4 % cols.count());
         if (!grid.inside(row, col, k % 4)) continue;
         const int64_t t = 2 * row + k % 4 / 2, f = 2 * col + k % 2;
-        around_[outputs_] = {constant(stage, t - 1, f), constant(stage, t, f - 1),
-                             constant(stage, t, f), constant(stage, t, f + 1),
-                             constant(stage, t + 1, f)};
-        targets_[outputs_++] =
-            int32_t(i + 1 < n ? stages_[i + 1].cells.place(1 + k / 4, k % 4) : k);
+        const Around around = {constant(stage, t - 1, f), constant(stage, t, f - 1),
+                               constant(stage, t, f), constant(stage, t, f + 1),
+                               constant(stage, t + 1, f)};
+        outputs_.add(around, int32_t(i + 1 < n ? stages_[i + 1].cells.place(1 + k / 4, k % 4) : k));
       }
       if (i + 1 < n) {
         project(i + 1);
       } else {
         cross(stage, [&](int64_t from, int64_t count) {
-          for (int64_t k = 0; k < count; ++k) keep(constant_y_, targets_[from + k], k);
+          for (int64_t k = 0; k < count; ++k) keep(constant_y_, outputs_.targets()[from + k], k);
         });
       }
     }
@@ -205,6 +203,7 @@ class MaskedSweep {
     for (int64_t row = 0; row < stages_[0].in.rows; ++row) {
       if (with_base_ && !load_row(row)) return false;
       moves_count_ = 0;
+      own_slot_ = stages_[0].own_slots(row);
       place_base(0, row);
       for (int64_t copy = 0; copy < count_; ++copy) {
         find_kinds(0, copy, row);
@@ -255,7 +254,9 @@ class MaskedSweep {
 
   // Cells that go into stage i, from the outputs of the stage before.
   void make_row(int64_t i, int64_t row) {
-    outputs_ = moves_count_ = 0;
+    outputs_.clear();
+    moves_count_ = 0;
+    own_slot_ = stages_[i].own_slots(row);
     place_base(i, row);
     if (with_base_) list_base(i, row);
     for (int64_t copy = 0; copy < count_; ++copy) {
@@ -274,12 +275,12 @@ class MaskedSweep {
   void put_out(int64_t row) {
     const int64_t n = job_.infer.num_blocks;
     const Stage& stage = stages_[n - 1];
-    outputs_ = 0;
+    outputs_.clear();
     if (with_base_) list_base(n, row);
     cross(stage, [&](int64_t from, int64_t count) {
-      for (int64_t k = 0; k < count; ++k) keep(base_y_, targets_[from + k], k);
+      for (int64_t k = 0; k < count; ++k) keep(base_y_, outputs_.targets()[from + k], k);
     });
-    outputs_ = 0;
+    outputs_.clear();
     for (int64_t copy = 0; copy < count_; ++copy) {
       find_kinds(n, copy, row);
       for (int64_t a = 0; a < rows_in(last_, row); ++a) {
@@ -298,7 +299,7 @@ class MaskedSweep {
     }
     cross(stage, [&](int64_t from, int64_t count) {
       for (int64_t k = 0; k < count; ++k) {
-        const int64_t at = targets_[from + k], copy_row = at / last_.bins;
+        const int64_t at = outputs_.targets()[from + k], copy_row = at / last_.bins;
         put(list_ + k * L, kListStride, copy_row / 2, 2 * row + copy_row % 2, at % last_.bins);
       }
     });
@@ -376,12 +377,11 @@ class MaskedSweep {
     }
     const uint64_t* const not_base = bits(stage, copy, row, 0);
     const uint64_t* const not_constant = bits(stage, copy, row, 1);
-    int64_t slot = stage.own_slots(row) + copy * map.cols;
     for (int64_t w = 0; w < words_of(map.cols); ++w) {
       each_bit(not_base[w] & ~not_constant[w], w,
                [&](int64_t col) { to[col] = stage.cells.place(stage.constant_slot(row, col)); });
       each_bit(not_base[w] & not_constant[w], w, [&](int64_t col) {
-        const int32_t base = to[col], own = stage.cells.place(slot++);
+        const int32_t base = to[col], own = stage.cells.place(own_slot_++);
         to[col] = own;
         for (int64_t p = 0; p < 4; ++p) {
           const int64_t f = 2 * col + p % 2;
@@ -403,14 +403,13 @@ class MaskedSweep {
   void list_base(int64_t i, int64_t row) {
     const Grid& map = grid(i);
     const Near near[] = {around(i, kBase, 2 * row), around(i, kBase, 2 * row + 1)};
-    for (int64_t f = 0; f < map.bins; ++f) {
-      for (int64_t a = 0; a < rows_in(map, row); ++a) {
-        int32_t to = int32_t((2 * row + a) * map.bins + f);
-        if (i < job_.infer.num_blocks) {
-          to = places(stages_[i], kBase, row)[f / 2] + stages_[i].cells.place(0, 2 * a + f % 2);
-        }
-        add_output(near[a], f, to);
-      }
+    const auto target = [&](int64_t a, int64_t f) {
+      if (i == job_.infer.num_blocks) return int32_t((2 * row + a) * map.bins + f);
+      return places(stages_[i], kBase, row)[f / 2] + stages_[i].cells.place(0, 2 * a + f % 2);
+    };
+    for (int64_t w = 0; w < words_of(map.bins); ++w) {
+      const uint64_t all = bits_below(map.bins, w);
+      list_word(near, w, all, rows_in(map, row) == 2 ? all : 0, target);
     }
     if (i == job_.infer.num_blocks) return;
     for (int64_t col = 0; col < map.cols; ++col) {
@@ -427,46 +426,57 @@ class MaskedSweep {
   void list_mixed(int64_t i, int64_t copy, int64_t row, Target target) {
     const Near near[] = {around(i, copy, 2 * row), around(i, copy, 2 * row + 1)};
     for (int64_t w = 0; w < words_of(grid(i).bins); ++w) {
-      const uint64_t mixed[] = {not_base_[0][w] & not_constant_[0][w],
-                                not_base_[1][w] & not_constant_[1][w]};
-      each_bit(mixed[0] | mixed[1], w, [&](int64_t f) {
-        for (int64_t a = 0; a < 2; ++a) {
-          if (mixed[a] >> f % 64 & 1) add_output(near[a], f, target(a, f));
-        }
-      });
+      list_word(near, w, not_base_[0][w] & not_constant_[0][w],
+                not_base_[1][w] & not_constant_[1][w], target);
     }
   }
 
   // The rows of cells that an output row of the stage before grid i reads.
   struct Near {
     const int32_t *above, *row, *below;
+
+    FASTSEP_INLINE Around at(int64_t f) const {
+      return {above[f], row[f - 1], row[f], row[f + 1], below[f]};
+    }
   };
   Near around(int64_t i, int64_t copy, int64_t t) const {
     const Stage& stage = stages_[i - 1];
     return {places(stage, copy, t - 1), places(stage, copy, t), places(stage, copy, t + 1)};
   }
 
-  FASTSEP_INLINE void add_output(const Near& near, int64_t f, int32_t target) {
-    around_[outputs_] = {near.above[f], near.row[f - 1], near.row[f], near.row[f + 1],
-                         near.below[f]};
-    targets_[outputs_++] = target;
+  // Outputs of two rows, as word w of their sets has them: whole cells apart.
+  template <class Target>
+  void list_word(const Near* near, int64_t w, uint64_t upper, uint64_t lower, Target target) {
+    constexpr uint64_t even = 0x5555555555555555;
+    const uint64_t both = upper & lower, whole = both & both >> 1 & even;
+    each_bit(whole, w, [&](int64_t f) {
+      outputs_.add_quad([&](int64_t p) { return near[p / 2].at(f + p % 2); },
+                        [&](int64_t p) { return target(p / 2, f + p % 2); });
+    });
+    const uint64_t rest[] = {upper & ~(whole | whole << 1), lower & ~(whole | whole << 1)};
+    for (int64_t a = 0; a < 2; ++a) {
+      each_bit(rest[a], w, [&](int64_t f) { outputs_.add(near[a].at(f), target(a, f)); });
+    }
   }
 
   // The listed outputs of a stage, piece by piece: take(first, count) finds a piece in list_.
   template <class Take>
-  void cross(const Stage& stage, Take take) const {
-    for (int64_t first = 0; first < outputs_; first += kChunk) {
-      const int64_t count = least(kChunk, outputs_ - first);
+  void cross(const Stage& stage, Take take) {
+    outputs_.close();
+    for (int64_t first = 0; first < outputs_.count(); first += kChunk) {
+      const int64_t count = least(kChunk, outputs_.count() - first);
+      const Around* const around = outputs_.around() + first;
       if (stage.lone) {
         for (int64_t g = 0; g < stage.groups; g += kTileVectors) {
           with_count<kTileVectors>(least(kTileVectors, stage.groups - g), [&](auto nv) {
             pooled_lone_cells<T, decltype(nv)::value>(stage.packed.taps + g * Taps<T>::kSize,
-                                                      stage.cells, around_ + first, count,
+                                                      stage.cells, around, count,
                                                       list_ + g * kListStride, kListStride);
           });
         }
       } else {
-        pooled_cells(stage.packed.taps, stage.cells, stage.groups, around_ + first, count, list_,
+        const int64_t quads = least(count / 4, most(0, outputs_.quads() - first / 4));
+        pooled_cells(stage.packed.taps, stage.cells, stage.groups, around, quads, count, list_,
                      kListStride);
       }
       take(first, count);
@@ -474,11 +484,11 @@ class MaskedSweep {
   }
 
   // The listed outputs of the stage before, through stage i's product to where their cells lie.
-  void project(int64_t i) const {
+  void project(int64_t i) {
     const Stage& stage = stages_[i];
     const Blocked<T> list{list_, kListStride};
     cross(stages_[i - 1], [&](int64_t first, int64_t count) {
-      const AsListed place{targets_ + first};
+      const AsListed place{outputs_.targets() + first};
       T* const z = stage.cells.base();
       const int64_t stride = 4 * L;
       if constexpr (dot) {
@@ -520,11 +530,10 @@ class MaskedSweep {
   int64_t clip_ = 0, first_ = 0, count_ = 0;  // the copies that are computed
   bool with_base_ = true;
 
-  Around* around_;    // the outputs to be computed,
-  int32_t* targets_;  // and where to
-  int64_t outputs_ = 0;
+  Outputs outputs_;
   Move* moves_;
   int64_t moves_count_ = 0;
+  int64_t own_slot_ = 0;
   T* list_;
   uint32_t* pairs_;
   int32_t* outside_;                          // places in a row outside the map

@@ -10,9 +10,6 @@ from fastsep import log_mel, sparse_filters
 
 # Above this the float32 power spectrum could overflow: (1024 * 1e15)**2 is still below 3.4e38.
 MAX_AMPLITUDE = 1e15
-# Frames whose spectrum is held at once: glibc gives larger blocks back to the kernel at the end of
-# each call, and the page faults of fresh ones take twice as long as all that is computed.
-_PIECE = 144
 
 
 def is_bounded(waveform: Tensor) -> bool:
@@ -29,8 +26,8 @@ class LogMel(nn.Module):
     Periodic Hann window of 2048 samples, hop 1024, centred with reflect padding; power spectrum;
     256 mel filters from 0 to 22 050 Hz (Slaney scale and area norm); `10 log10(max(S, 1e-10))`.
 
-    On a CPU, where no gradients are wanted, all that follows the FFT is one pass of `fastsep`;
-    elsewhere torchaudio computes. They agree to the rounding of float32.
+    On a CPU, where no gradients are wanted, it is one pass of `fastsep`; elsewhere torchaudio
+    computes. They agree to the rounding of float32.
 
     The module has no parameters and an empty `state_dict`; `.to(device)` moves it.
     """
@@ -90,7 +87,8 @@ class LogMel(nn.Module):
             return waveform.new_empty(0, 1, 1 + waveform.shape[1] // HOP, N_MELS)
         with torch.autocast(waveform.device.type, enabled=False):  # bf16 would cost whole dB
             if self._has_one_pass(waveform):
-                return self._by_one_pass(waveform)
+                window = self.mel.spectrogram.window
+                return log_mel(waveform, self._filters, window=window, hop_length=HOP).unsqueeze(1)
             power = self.mel(waveform)
             return self.to_db(power).transpose(1, 2).unsqueeze(1)
 
@@ -99,19 +97,3 @@ class LogMel(nn.Module):
         plain = all(t.is_cpu and t.dtype == torch.float32 for t in (waveform, window))
         wants_gradients = torch.is_grad_enabled() and waveform.requires_grad
         return plain and not wants_gradients and not torch.jit.is_tracing()  # of any length
-
-    def _by_one_pass(self, waveform: Tensor) -> Tensor:
-        # torch.stft's own padding takes a quarter of its time; this gives the same samples.
-        half, window = N_FFT // 2, self.mel.spectrogram.window
-        before, after = waveform[:, 1 : half + 1], waveform[:, -half - 1 : -1]
-        padded = torch.cat([before.flip(1), waveform, after.flip(1)], dim=1)
-        frames, size = 1 + waveform.shape[1] // HOP, max(1, _PIECE // len(waveform))
-        pieces = []
-        for start in range(0, frames, size):
-            stop = min(start + size, frames)
-            samples = padded[:, start * HOP : (stop - 1) * HOP + N_FFT]
-            spectrum = torch.stft(
-                samples, N_FFT, HOP, window=window, center=False, return_complex=True
-            )
-            pieces.append(log_mel(spectrum, self._filters))
-        return torch.cat(pieces, dim=1).unsqueeze(1)

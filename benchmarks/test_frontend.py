@@ -27,7 +27,7 @@ from fastsep.eager import to_eager
 @pytest.mark.parametrize("threads", [2, 1])
 @pytest.mark.parametrize("system", ["torchaudio", "torch.stft alone"])
 def test_other_log_mels(benchmark: BenchmarkFixture, system: str, threads: int) -> None:
-    """What asc.LogMel is beside: all of it by torchaudio, and the FFT that both do."""
+    """What asc.LogMel is beside: all of it by torchaudio, and PyTorch's FFT by itself."""
     torch.set_num_threads(threads)
     samples = torch.randn(1, CLIP_SAMPLES) * 0.1
     extract = {dtype: asc.LogMel().to(dtype) for dtype in (torch.float32, torch.float64)}

@@ -94,8 +94,11 @@ def head_flop(x: Shape, weight: list[Shape], *_: Any, **__: Any) -> int:
     return sum(2 * x[0] * math.prod(layer) for layer in weight)
 
 
-def log_mel_flop(spectrum: Shape, bands: Shape, weights: Shape, *_: Any, **__: Any) -> int:
-    return 2 * spectrum[0] * spectrum[2] * weights[0]
+def log_mel_flop(
+    waveform: Shape, window: Shape, hop: int, bands: Shape, weights: Shape, *_: Any, **__: Any
+) -> int:
+    """Of the filters; PyTorch's counter does not count its own FFT either."""
+    return 2 * waveform[0] * (1 + waveform[1] // hop) * weights[0]
 
 
 FORMULAS = {

@@ -68,7 +68,9 @@ library.define(
     "-> (Tensor dx, Tensor[] gradients, Tensor d_scale, Tensor d_shift)"
 )
 library.define("global_pool_mlp(Tensor x, Tensor[] weight, Tensor[] bias) -> Tensor")
-library.define("log_mel(Tensor spectrum, Tensor bands, Tensor weights) -> Tensor")
+library.define(
+    "log_mel(Tensor waveform, Tensor window, int hop, Tensor bands, Tensor weights) -> Tensor"
+)
 
 
 # Shapes and layouts, for tracing.
@@ -128,8 +130,9 @@ def _(x: Tensor, weight: list[Tensor], bias: list[Tensor]) -> Tensor:
 
 
 @_fake("log_mel")
-def _(spectrum: Tensor, bands: Tensor, weights: Tensor) -> Tensor:
-    return weights.new_empty(spectrum.shape[0], spectrum.shape[2], bands.shape[0])
+def _(waveform: Tensor, window: Tensor, hop: int, bands: Tensor, weights: Tensor) -> Tensor:
+    frames = 1 + waveform.shape[1] // hop
+    return weights.new_empty(waveform.shape[0], frames, bands.shape[0])
 
 
 @_fake("sep_conv2d_bn_stack")
@@ -373,12 +376,12 @@ def _global_pool_mlp(x: Tensor, weight: list[Tensor], bias: list[Tensor]) -> Ten
 library.impl("global_pool_mlp", _global_pool_mlp, "Autograd")
 
 
-def _log_mel(spectrum: Tensor, bands: Tensor, weights: Tensor) -> Tensor:
+def _log_mel(waveform: Tensor, window: Tensor, hop: int, bands: Tensor, weights: Tensor) -> Tensor:
     """As above."""
-    if torch.is_grad_enabled() and needs_gradients((spectrum, weights)):
-        return log_mel(spectrum, bands, weights)
+    if torch.is_grad_enabled() and needs_gradients((waveform, window, weights)):
+        return log_mel(waveform, window, hop, bands, weights)
     with below_autograd():
-        return operators.log_mel(spectrum, bands, weights)
+        return operators.log_mel(waveform, window, hop, bands, weights)
 
 
 library.impl("log_mel", _log_mel, "Autograd")

@@ -169,13 +169,20 @@ def global_pool_mlp(x: Tensor, weight: Sequence[Tensor], bias: Sequence[Tensor])
     return y.to(x.dtype)
 
 
-def log_mel(spectrum: Tensor, bands: Tensor, weights: Tensor) -> Tensor:
-    """Power of a complex spectrum (N, F, T), filters over its bins, 10 log10(max(S, 1e-10)):
-    (N, T, M).
+def log_mel(waveform: Tensor, window: Tensor, hop: int, bands: Tensor, weights: Tensor) -> Tensor:
+    """Frames of a waveform (N, samples), centred every `hop` samples with reflected ends; power
+    spectrum, filters over its bins, 10 log10(max(S, 1e-10)): (N, T, M), T = 1 + samples // hop.
 
-    bands: integers (M, 2), the bins of each filter, from start to before stop. weights: (W,) those
-    of each filter's bins, filter after filter. What is in no band of a filter is not in its sum.
+    window: (n_fft,). bands: integers (M, 2), the bins of each filter, from start to before stop.
+    weights: (W,) those of each filter's bins, filter after filter. What is in no band of a filter
+    is not in its sum.
     """
+    if waveform.shape[0] == 0:  # which torch.stft does not take
+        frames = 1 + (waveform.shape[1] - len(window) % 2) // hop
+        return weights.new_zeros(0, frames, len(bands))
+    spectrum = torch.stft(
+        waveform, len(window), hop, window=window, pad_mode="reflect", return_complex=True
+    )
     start, stop = bands.long().unbind(1)
     sizes = stop - start
     filters = torch.repeat_interleave(

@@ -24,7 +24,7 @@ from asc.task import CLIP_SAMPLES, FRAMES, HOP, N_FFT, N_MELS, SAMPLE_RATE
 from asc.threads import in_threads
 
 # What the cached numbers depend on besides the audio; raise the first when the code changes them.
-_SETTINGS = (2, SAMPLE_RATE, CLIP_SAMPLES, N_MELS, N_FFT, HOP, torch.__version__)
+_SETTINGS = (3, SAMPLE_RATE, CLIP_SAMPLES, N_MELS, N_FFT, HOP, torch.__version__)
 _BYTES = 4 * FRAMES * N_MELS  # of a clip
 
 _MUCH = 5e8  # bytes worth a word

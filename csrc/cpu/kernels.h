@@ -124,17 +124,23 @@ struct HeadKernels {
   void (*run)(const Head&, void* scratch, int64_t clip);
 };
 
-// Log-mels: of a spectrum the power, filters over its bins, decibels.
+// Log-mels of waveforms: frames, centred, with their ends reflected; window, power spectrum,
+// filters over its bins, decibels.
 struct LogMel {
-  // Frames of pairs (real, imaginary), bin after bin; strides in floats.
-  const float* spectrum;
-  int64_t clip_stride, frame_stride;
-  int64_t frames, bins;
+  const float* samples;  // (N, num_samples), contiguous; more than size / 2
+  int64_t num_samples;
+  int64_t frames, hop;
+  const float* window;            // (size)
+  int64_t size;                   // a power of two, kLeastFft or more
+  const float *twiddles, *turns;  // see FftTables
+  const int32_t* places;
   const int32_t* bands;  // (filters, 2): each filter's bins, from start to before stop
   const float* weights;  // those of each filter's bins, filter after filter
   int64_t filters;
   float* y;  // (N, frames, filters), contiguous
 };
+
+constexpr int64_t kLeastFft = 32;  // two vectors of samples
 
 struct LogMelKernels {
   int64_t (*groups)(const LogMel&);  // of neighbouring frames, into which a clip is cut

@@ -73,33 +73,24 @@ def tone(samples: int) -> Tensor:
 def test_one_pass_and_torchaudio_are_as_far_from_float64(
     draw: Callable[[int], Tensor], samples: int
 ) -> None:
-    """Their FFT is the same, to the bit; after it only the order of a few sums differs."""
+    """Two transforms round in their own ways, which shows where a bin holds nothing else."""
     waveform, front_end = draw(samples), LogMel()
     exact = by_torchaudio(LogMel().double(), waveform.double())
     actual, expected = front_end(waveform), by_torchaudio(front_end, waveform)
-    assert (actual - expected).abs().max() < 1e-4  # 40 roundings of 6e-8, and of 200 dB
-    errors = [(x - exact).abs().max() for x in (actual, expected)]
-    assert errors[0] <= errors[1] + 1e-4
-
-
-@pytest.mark.parametrize("shape", [(1, CLIP_SAMPLES), (3, 100_000), (200, 2100), (1, 1025)])
-def test_pieces_give_the_bits_of_the_whole(shape: tuple[int, int]) -> None:
-    """And the padding, which is made another way, those of torch.stft's own."""
-    waveform, front_end = torch.randn(shape), LogMel()
-    window = torch.hann_window(N_FFT)
-    spectrum = torch.stft(waveform, N_FFT, HOP, window=window, return_complex=True)
-    expected = fastsep.log_mel(spectrum, front_end._filters).unsqueeze(1)
-    assert torch.equal(front_end(waveform), expected)
+    errors = [(x - exact).square().mean().sqrt() for x in (actual, expected)]
+    assert errors[0] <= 2 * errors[1]
+    loud = exact >= exact.max() - 60
+    assert (actual - expected)[loud].abs().max() < 1e-3
 
 
 @pytest.fixture
 def one_pass(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """The spectra that fastsep's pass was given."""
+    """The waveforms that fastsep's pass was given."""
     seen: list[Tensor] = []
 
-    def counted(spectrum: Tensor, *args: Any) -> Tensor:
-        seen.append(spectrum)
-        return fastsep.log_mel(spectrum, *args)
+    def counted(waveform: Tensor, *args: Any, **options: Any) -> Tensor:
+        seen.append(waveform)
+        return fastsep.log_mel(waveform, *args, **options)
 
     monkeypatch.setattr(asc.features, "log_mel", counted)
     return seen

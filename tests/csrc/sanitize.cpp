@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "../../csrc/ops/fft_tables.h"
 #include "../../csrc/cpu/kernels.h"
 
 using namespace fastsep;
@@ -436,11 +437,15 @@ void head(const Kernels& kernels, DType dtype, size_t size) {
 }
 
 void logmel(const Kernels& kernels) {
-  const int64_t n = draw(1, 3), t = draw(1, 40), f = draw(1, 70), filters = draw(0, 40);
-  const size_t bytes = size_t(n * t * f) * 2 * sizeof(float);
-  const Buffer spectrum(bytes);
-  fill(spectrum, bytes, sizeof(float));
-  spoil(spectrum, bytes, sizeof(float));
+  const int64_t size = kLeastFft << draw(0, 4), f = size / 2 + 1, filters = draw(0, 40);
+  const int64_t n = draw(1, 3), samples = draw(f, 3000), hop = draw(size / 8, 2 * size);
+  const int64_t t = 1 + samples / hop;
+  const size_t bytes = size_t(n * samples) * sizeof(float);
+  const Buffer waveform(bytes), window(size_t(size) * sizeof(float));
+  fill(waveform, bytes, sizeof(float));
+  spoil(waveform, bytes, sizeof(float));
+  fill(window, size_t(size) * sizeof(float), sizeof(float));
+  const FftTables tables(size);
   std::vector<int32_t> bands;
   int64_t total = 0;
   for (int64_t m = 0; m < filters; ++m) {
@@ -450,11 +455,15 @@ void logmel(const Kernels& kernels) {
   }
   const Buffer weights(size_t(total) * sizeof(float)), y(size_t(n * t * filters) * sizeof(float));
   fill(weights, size_t(total) * sizeof(float), sizeof(float));
-  const LogMel job{static_cast<const float*>(spectrum.data),
-                   2 * t * f,
-                   2 * f,
+  const LogMel job{static_cast<const float*>(waveform.data),
+                   samples,
                    t,
-                   f,
+                   hop,
+                   static_cast<const float*>(window.data),
+                   size,
+                   tables.twiddles.data(),
+                   tables.turns.data(),
+                   tables.places.data(),
                    bands.data(),
                    static_cast<const float*>(weights.data),
                    filters,

@@ -1,15 +1,15 @@
-// The log-mel sweep, a group of neighbouring frames at a time, one in each lane: their power, bin
-// by bin; the filters, each over its own bins; decibels. A frame's result is the same in every
-// lane.
+// The log-mel sweep, a group of neighbouring frames at a time, one in each lane: their samples
+// times the window; the power spectrum; the filters, each over its own bins; decibels. A frame's
+// result is the same in every lane.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <utility>
 
 #include "../kernels.h"
 #include "../parts/decibels.h"
 #include "../parts/dtypes.h"
+#include "../parts/fft.h"
 #include "../parts/scratch.h"
 #include "../parts/vec.h"
 
@@ -23,51 +23,51 @@ class LogMelSweep {
 
   static size_t scratch_bytes(const LogMel& job) {
     Bump bump(nullptr);
-    bump.take<float>(job.bins * L);
+    bump.take<float>(job.size * L);
+    bump.take<float>((job.size / 2 + 1) * L);
     return bump.used();
   }
 
   static void run(const LogMel& job, void* scratch, int64_t n, int64_t group) {
     Bump bump(scratch);
-    float* power = bump.take<float>(job.bins * L);
+    float* z = bump.take<float>(job.size * L);
+    float* power = bump.take<float>((job.size / 2 + 1) * L);
     const int64_t t = group * L, frames = least(L, job.frames - t);
-    const float* x = job.spectrum + n * job.clip_stride + t * job.frame_stride;
-    find_power(job, x, frames, power);
+    cut_out(job, job.samples + n * job.num_samples, t, frames, z);
+    transform(z, job.size / 2, job.twiddles);
+    power_spectrum(z, job.size / 2, job.turns, job.places, power);
     filter(job, power, frames, job.y + (n * job.frames + t) * job.filters);
   }
 
  private:
-  // (bins, L). Lanes without a frame of their own repeat the last one.
-  static void find_power(const LogMel& job, const float* x, int64_t frames, float* power) {
-    int64_t f = 0;
-    for (; f + L <= job.bins; f += L) {
-      Vec<float> square[L];
-      for (int64_t l = 0; l < L; ++l) {
-        square[l] = power_of(x + least(l, frames - 1) * job.frame_stride + 2 * f);
-      }
-      transpose<float>(square);
-      for (int64_t l = 0; l < L; ++l) store(power + (f + l) * L, square[l]);
+  // (size, L): frames from t on, times half of the window, as power_spectrum takes them. Lanes
+  // without a frame of their own repeat the last one.
+  static void cut_out(const LogMel& job, const float* samples, int64_t t, int64_t frames,
+                      float* z) {
+    int64_t first[L];
+    for (int64_t l = 0; l < L; ++l) {
+      first[l] = (t + least(l, frames - 1)) * job.hop - job.size / 2;
     }
-    for (; f < job.bins; ++f) {
-      for (int64_t l = 0; l < L; ++l) {
-        const float* pair = x + least(l, frames - 1) * job.frame_stride + 2 * f;
-        power[f * L + l] = pair[0] * pair[0] + pair[1] * pair[1];
+    if (first[0] >= 0 && first[L - 1] + job.size <= job.num_samples) {
+      for (int64_t i = 0; i < job.size; i += L) {
+        Vec<float> square[L];
+        for (int64_t l = 0; l < L; ++l) square[l] = load_as<float>(samples + first[l] + i);
+        transpose<float>(square);
+        for (int64_t l = 0; l < L; ++l) {
+          store(z + (i + l) * L, square[l] * (0.5f * job.window[i + l]));
+        }
+      }
+      return;
+    }
+    const int64_t last = job.num_samples - 1;
+    for (int64_t l = 0; l < L; ++l) {
+      for (int64_t i = 0; i < job.size; ++i) {
+        int64_t at = first[l] + i;
+        if (at < 0) at = -at;
+        if (at > last) at = 2 * last - at;
+        z[i * L + l] = samples[at] * (0.5f * job.window[i]);
       }
     }
-  }
-
-  // Of L neighbouring bins of a frame.
-  static FASTSEP_INLINE Vec<float> power_of(const float* pairs) {
-    return power_of(load_as<float>(pairs), load_as<float>(pairs + L),
-                    std::make_integer_sequence<int, int(L)>());
-  }
-
-  template <int... i>
-  static FASTSEP_INLINE Vec<float> power_of(Vec<float> a, Vec<float> b,
-                                            std::integer_sequence<int, i...>) {
-    const Vec<float> real = __builtin_shufflevector(a, b, (2 * i)...);
-    const Vec<float> imaginary = __builtin_shufflevector(a, b, (2 * i + 1)...);
-    return real * real + imaginary * imaginary;
   }
 
   // L filters of L frames at a time, turned round so that a frame's are next to each other.

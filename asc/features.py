@@ -1,12 +1,14 @@
 """The front end: a waveform in, a log-mel spectrogram out."""
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 from torchaudio.transforms import AmplitudeToDB, MelSpectrogram
 
 from asc.task import HOP, N_FFT, N_MELS, SAMPLE_RATE
-from fastsep import log_mel, sparse_filters
+from fastsep import SparseFilters, log_mel, sparse_filters
 
 # Above this the float32 power spectrum could overflow: (1024 * 1e15)**2 is still below 3.4e38.
 MAX_AMPLITUDE = 1e15
@@ -18,6 +20,16 @@ def is_bounded(waveform: Tensor) -> bool:
         return True
     low, high = torch.aminmax(waveform.detach())
     return bool(torch.maximum(-low, high) <= MAX_AMPLITUDE)
+
+
+@cache
+def _filters() -> SparseFilters:
+    """On the CPU, where they stay; of all front ends, as making them takes as long as some clips."""
+    with torch.device("cpu"), torch.inference_mode(False):
+        filters = melscale_fbanks(
+            N_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, N_MELS, SAMPLE_RATE, "slaney", "slaney"
+        )
+        return sparse_filters(filters.float())
 
 
 class LogMel(nn.Module):
@@ -46,11 +58,7 @@ class LogMel(nn.Module):
             mel_scale="slaney",
         )
         self.to_db = AmplitudeToDB("power", top_db=None)
-        with torch.device("cpu"):  # where they stay
-            filters = melscale_fbanks(
-                N_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, N_MELS, SAMPLE_RATE, "slaney", "slaney"
-            )
-            self._filters = sparse_filters(filters.float())
+        self._filters = _filters()
         for module in self.modules():  # constants, not state: keep them out of checkpoints
             for name, buffer in list(module.named_buffers(recurse=False)):
                 module.register_buffer(name, buffer.float(), persistent=False)

@@ -61,7 +61,9 @@ class LogMelStream(Dataset[tuple[Tensor, int]]):
             if other not in self._begun:
                 self._begun[other] = self._pool.submit(self._compute, other)
         label = self.clips[index].label
-        return self._begun[index].result().clone(), -1 if label is None else label
+        # By NumPy: PyTorch's threads would wait for each other, as those of the pool are at work.
+        logmel = torch.from_numpy(self._begun[index].result().numpy().copy())
+        return logmel, -1 if label is None else label
 
     def _compute(self, index: int) -> Tensor:
         return clip_logmel(self._front_end, self.clips[index].path, self._device)

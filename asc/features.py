@@ -24,7 +24,7 @@ def is_bounded(waveform: Tensor) -> bool:
 
 @cache
 def _filters() -> SparseFilters:
-    """On the CPU, where they stay; of all front ends, as making them takes as long as some clips."""
+    """On the CPU, where they stay; one set for all front ends, as making them takes long."""
     with torch.device("cpu"), torch.inference_mode(False):
         filters = melscale_fbanks(
             N_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, N_MELS, SAMPLE_RATE, "slaney", "slaney"

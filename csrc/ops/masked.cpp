@@ -13,6 +13,7 @@
 #include "infer.h"
 #include "isa.h"
 #include "operators.h"
+#include "pool.h"
 #include "tensors.h"
 #include "threads.h"
 
@@ -97,7 +98,7 @@ Tensor sep_conv2d_masked_stack(Tensor x, std::vector<Tensor> pointwise,
   const HeldInput input(x, scale, shift, std::nullopt);
   const Tensor masks = made_contiguous(stripes);
   const int64_t clips = x.size(0), copies = stripes.size(1);
-  Tensor y = new_channels_last(x, shape_after(held.blocks(), input.input(), clips * copies));
+  Tensor y = new_pooled(x, shape_after(held.blocks(), input.input(), clips * copies));
   if (y.numel() == 0) return y;
 
   Masked job{};

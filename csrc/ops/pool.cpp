@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <map>
 #include <mutex>
+#include <vector>
 
 #include "arena.h"
 #include "pages.h"
@@ -31,7 +32,7 @@ class Pool {
     } else {
       shrink(most_ > used_bytes_ + bytes ? most_ - used_bytes_ - bytes : 0);
       piece = map_pages(bytes);
-      if (piece == nullptr) throw OutOfMemory(bytes, "what backward needs");
+      if (piece == nullptr) throw OutOfMemory(bytes, "a result");
     }
     used_[piece] = bytes;
     used_bytes_ += bytes;
@@ -76,16 +77,23 @@ Pool& pool() {
 }  // namespace
 #endif
 
-Tensor new_kept(const Tensor& like, int64_t size) {
+Tensor new_pooled(const Tensor& like, const std::vector<int64_t>& shape) {
+  const bool map = shape.size() == 4;
 #if defined(__linux__)
+  std::vector<int64_t> strides(shape.size());
+  int64_t size = 1;
+  for (const size_t dim : map ? std::vector<size_t>{1, 3, 2, 0} : std::vector<size_t>{0}) {
+    strides[dim] = size;
+    size *= shape[dim];
+  }
   const size_t bytes = size_t(size) * like.element_size();
   if (bytes >= kLeast) {
-    const int64_t stride = 1;
-    return torch::stable::from_blob(pool().take(bytes), {&size, 1}, {&stride, 1}, like.device(),
+    return torch::stable::from_blob(pool().take(bytes), {shape.data(), shape.size()},
+                                    {strides.data(), strides.size()}, like.device(),
                                     like.scalar_type(), [](void* piece) { pool().give(piece); });
   }
 #endif
-  return new_vector(like, {size});
+  return map ? new_channels_last(like, shape) : new_vector(like, shape);
 }
 
 }  // namespace fastsep

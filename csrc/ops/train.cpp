@@ -138,8 +138,8 @@ TrainResult sep_conv2d_bn_stack(Tensor x, std::vector<Tensor> pointwise,
     b.frozen = mean[size_t(i)].numel() > 0 || b.block.out == 0;
     statistics.push_back(new_statistics(x, mean[size_t(i)], var[size_t(i)], b.block.out));
     b.statistics = static_cast<double*>(statistics.back().data_ptr());
-    kept.push_back(new_kept(x, i == 0 ? 0 : k.x_size(job, i)));
-    kept.push_back(new_kept(x, lone ? 0 : k.z_size(job, i)));
+    kept.push_back(new_pooled(x, {i == 0 ? 0 : k.x_size(job, i)}));
+    kept.push_back(new_pooled(x, {lone ? 0 : k.z_size(job, i)}));
     b.x = kept[size_t(2 * i)].data_ptr();
     b.z = kept[size_t(2 * i + 1)].data_ptr();
     frames /= b.block.pool;
@@ -250,7 +250,7 @@ TrainGradients sep_conv2d_bn_stack_backward(
   }
   // The gradients of the maps between blocks; a block needs those around it only.
   for (size_t i = first; i + 1 < n; ++i) {
-    grads.push_back(new_kept(x, k.grad_size(job, int64_t(i))));
+    grads.push_back(new_pooled(x, {k.grad_size(job, int64_t(i))}));
     stack.blocks[i].grad = grads.back().data_ptr();
   }
   for (size_t i = n; i-- > first;) {

@@ -57,9 +57,10 @@ struct LoneTaps {
     for (int64_t g = 0; g < groups; g += kTileVectors) {
       with_count<kTileVectors>(least(kTileVectors, groups - g), [&](auto nv) {
         constexpr int NV = decltype(nv)::value;
-        const auto run = pool == 2 ? pooled_lone<T, 2, true, NV, void (*)()>
-                                   : pooled_lone<T, 0, true, NV, void (*)()>;
-        run(packed + g * Taps<T>::kSize, rows, pool, bins_out, y + g * y_stride, y_stride, [] {});
+        const auto nothing = [] {};  // by its type, so that nothing is called
+        const auto run = pool == 2 ? pooled_lone<T, 2, true, NV, decltype(nothing)>
+                                   : pooled_lone<T, 0, true, NV, decltype(nothing)>;
+        run(packed + g * Taps<T>::kSize, rows, pool, bins_out, y + g * y_stride, y_stride, nothing);
       });
     }
   }

@@ -1,7 +1,5 @@
 """The front end: a waveform in, a log-mel spectrogram out."""
 
-from functools import cache
-
 import torch
 from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
@@ -22,14 +20,16 @@ def is_bounded(waveform: Tensor) -> bool:
     return bool(torch.maximum(-low, high) <= MAX_AMPLITUDE)
 
 
-@cache
-def _filters() -> SparseFilters:
-    """On the CPU, where they stay; one set for all front ends, as making them takes long."""
+def _mel_filters() -> SparseFilters:
     with torch.device("cpu"), torch.inference_mode(False):
         filters = melscale_fbanks(
             N_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, N_MELS, SAMPLE_RATE, "slaney", "slaney"
         )
         return sparse_filters(filters.float())
+
+
+# On the CPU, where they stay; made once, as that takes as long as the log-mels of some clips.
+_MEL_FILTERS = _mel_filters()
 
 
 class LogMel(nn.Module):
@@ -58,7 +58,7 @@ class LogMel(nn.Module):
             mel_scale="slaney",
         )
         self.to_db = AmplitudeToDB("power", top_db=None)
-        self._filters = _filters()
+        self._filters = _MEL_FILTERS
         for module in self.modules():  # constants, not state: keep them out of checkpoints
             for name, buffer in list(module.named_buffers(recurse=False)):
                 module.register_buffer(name, buffer.float(), persistent=False)

@@ -180,7 +180,8 @@ def sep_conv2d_masked_stack(
             `sep_conv2d_stack`.
 
     Returns:
-        (N, K, Cout of the last block, T', F'); each clip's copies are channels_last.
+        (N, K, Cout of the last block, T', F'); each clip's copies are channels_last. Memory of more
+        than 1 MB is reused from call to call, so that such a result cannot be resized in place.
     """
     if isinstance(x, fx.Proxy):
         return as_node(sep_conv2d_masked_stack, x, blocks, stripes, affine=affine, compute=compute)

@@ -42,6 +42,7 @@ class MaskedSweep {
   using T = Compute<S>;
   static constexpr int64_t L = kLanes<T>;
   static constexpr int64_t kChunk = 12 * kTileRows;  // outputs between a cross and the product
+  static_assert(kChunk % 4 == 0);                    // whole cells are not cut
   static constexpr int64_t kLive = 4;                // rows of cells that two rows of output reach
   static constexpr int64_t kBase = -1;               // as a copy
 

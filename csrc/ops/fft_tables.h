@@ -8,10 +8,10 @@
 namespace fastsep {
 
 struct FftTables {
-  // size: of the real signals, a power of two from 4 on.
+  // size: of the real signals, a power of two, kLeastFft or more.
   explicit FftTables(int64_t size) : places(static_cast<size_t>(size / 2)) {
     const int64_t count = size / 2;
-    for (int64_t stage = count; stage >= 4; stage /= 4) {
+    for (int64_t stage = count; stage > 4; stage /= 4) {
       for (int64_t j = 0; j < stage / 4; ++j) {
         for (int64_t r = 1; r < 4; ++r) add_turn(twiddles, r * j, stage);
       }
@@ -20,7 +20,7 @@ struct FftTables {
     place(0, 0, 1, count);
   }
 
-  // For each stage of a quarter q, and j < q: exp(-2 pi i r j / (4 q)) for r = 1, 2, 3.
+  // For each stage of a quarter q > 1, and j < q: exp(-2 pi i r j / (4 q)) for r = 1, 2, 3.
   std::vector<float> twiddles;
   std::vector<float> turns;     // exp(-2 pi i k / size) for k to size / 4
   std::vector<int32_t> places;  // where the transform leaves Z[k]

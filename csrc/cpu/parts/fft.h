@@ -36,8 +36,8 @@ FASTSEP_INLINE void quarter(T* a, int64_t step, const T* w) {
 }
 
 // Z[k] = sum_m z[m] exp(-2 pi i k m / count) of complex numbers [m][real, imaginary][L], in place;
-// count is a power of two. Z ends up in the order of FftTables. Each quarter is finished before the
-// next, so that all but the first stages stay in the first cache.
+// count is a power of two from kLeastFft / 2 on. Z ends up in the order of FftTables. Each quarter
+// is finished before the next, so that all but the first stages stay in the first cache.
 template <class T>
 void transform(T* z, int64_t count, const T* twiddles) {
   constexpr int64_t L = kLanes<T>, kNumber = 2 * L;
@@ -50,8 +50,6 @@ void transform(T* z, int64_t count, const T* twiddles) {
   } else if (count > 4) {
     for (int64_t j = 0; j < count / 4; ++j) quarter<true>(z + j * kNumber, step, twiddles + 6 * j);
     for (int64_t r = 0; r < 4; ++r) transform(z + r * step, count / 4, twiddles + 6 * (count / 4));
-  } else if (count == 4) {
-    quarter<false>(z, kNumber, twiddles);
   } else if (count == 2) {
     const Vec<T> real = load(z), imag = load(z + L);
     store(z, real + load(z + kNumber));

@@ -20,16 +20,26 @@ def is_bounded(waveform: Tensor) -> bool:
     return bool(torch.maximum(-low, high) <= MAX_AMPLITUDE)
 
 
+_MEL_FILTERS: list[SparseFilters] = []
+
+
 def _mel_filters() -> SparseFilters:
+    """On the CPU, where they stay; made once, as that takes as long as the log-mels of some clips.
+
+    Not at import: that would start PyTorch's threads, which a process forked later waits for and
+    does not have.
+    """
+    if _MEL_FILTERS:
+        return _MEL_FILTERS[0]
     with torch.device("cpu"), torch.inference_mode(False):
-        filters = melscale_fbanks(
-            N_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, N_MELS, SAMPLE_RATE, "slaney", "slaney"
+        filters = sparse_filters(
+            melscale_fbanks(
+                N_FFT // 2 + 1, 0.0, SAMPLE_RATE / 2, N_MELS, SAMPLE_RATE, "slaney", "slaney"
+            ).float()
         )
-        return sparse_filters(filters.float())
-
-
-# On the CPU, where they stay; made once, as that takes as long as the log-mels of some clips.
-_MEL_FILTERS = _mel_filters()
+    if type(filters.weights) is Tensor:  # not of a fake tensor mode
+        _MEL_FILTERS.append(filters)
+    return filters
 
 
 class LogMel(nn.Module):
@@ -58,7 +68,7 @@ class LogMel(nn.Module):
             mel_scale="slaney",
         )
         self.to_db = AmplitudeToDB("power", top_db=None)
-        self._filters = _MEL_FILTERS
+        self._filters = _mel_filters()
         for module in self.modules():  # constants, not state: keep them out of checkpoints
             for name, buffer in list(module.named_buffers(recurse=False)):
                 module.register_buffer(name, buffer.float(), persistent=False)

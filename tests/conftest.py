@@ -33,7 +33,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     option = config.option
     if "PYTEST_XDIST_WORKER" in os.environ:
         return  # one of the two, or started by a test in one
-    several = len(config.args) > 1 or Path(config.args[0]).is_dir()
+    several = len(config.args) > 1 or any(Path(arg).is_dir() for arg in config.args)
     asked = getattr(option, "numprocesses", 0) is not None  # 0: pytest-xdist is not there
     if several and not (asked or option.usepdb):
         option.numprocesses, option.dist, option.loadscopereorder = 2, "loadfile", False

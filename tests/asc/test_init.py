@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -41,6 +42,26 @@ for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
     os.environ.pop(name, None)
 import asc
 import torch._dynamo
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_process_forked_after_importing_it_can_compute() -> None:
+    """As a fork server's: if importing had started PyTorch's threads, it would wait forever."""
+    modules = ["asc.cli.app", "asc.training.run", "asc.prediction", "asc.timeline"]
+    program = f"""
+import os, signal, {", ".join(modules)}
+import torch
+torch.set_num_threads(2)
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    torch.ones(1000, 1000).exp()
+    asc.LogMel()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

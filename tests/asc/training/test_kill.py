@@ -44,7 +44,7 @@ def test_killed_runs_end_as_if_they_had_not_been(
 
     begun = time.monotonic()
     whole = start(tmp_path / "whole", cache=tmp_path / "cache")
-    whole.join()
+    whole.join(timeout=600)
     assert whole.exitcode == 0
     seconds = time.monotonic() - begun
     expected = load_trainable(tmp_path / "whole" / "last.ckpt").state_dict()

@@ -9,7 +9,7 @@ namespace fastsep::FASTSEP_ISA {
 
 FASTSEP_INLINE int64_t words_of(int64_t positions) { return ceil_div(positions, 64); }
 
-FASTSEP_INLINE bool has_bit(const uint64_t* set, int64_t i) { return set[i / 64] >> i % 64 & 1; }
+FASTSEP_INLINE bool has_bit(const uint64_t* set, uint64_t i) { return set[i / 64] >> i % 64 & 1; }
 
 // The positions of word w that are below `positions`.
 FASTSEP_INLINE uint64_t bits_below(int64_t positions, int64_t w) {
@@ -28,6 +28,18 @@ inline void add_bits(uint64_t* set, int64_t start, int64_t stop) {
 template <class F>
 FASTSEP_INLINE void each_bit(uint64_t word, int64_t w, F f) {
   for (; word != 0; word &= word - 1) f(64 * w + __builtin_ctzll(word));
+}
+
+// Calls f(start, stop) for the runs of neighbours in word w, in their order.
+template <class F>
+FASTSEP_INLINE void each_run(uint64_t word, int64_t w, F f) {
+  while (word != 0) {
+    const int64_t start = __builtin_ctzll(word);
+    const uint64_t ends = ~(word >> start) << start;
+    const int64_t stop = ends == 0 ? 64 : __builtin_ctzll(ends);
+    f(64 * w + start, 64 * w + stop);
+    word &= stop == 64 ? 0 : ~uint64_t{0} << stop;
+  }
 }
 
 // Bit i of the result: bit 2 i or 2 i + 1 of x.

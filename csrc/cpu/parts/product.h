@@ -111,6 +111,8 @@ void project_to(Place place, Row x, int64_t bins, Panels<T> weights, T* z, int64
                 Between between) {
   constexpr int64_t L = kLanes<T>;
   const T* panel = weights.base;
+  [[maybe_unused]] const int64_t rows_a_step =
+      ceil_div(kTileRows, most(weights.in / Row::kGroup, 1));
   int64_t groups = ceil_div(weights.out, L);
   while (groups > 0) {
     const int64_t width = least(kTileVectors, groups);
@@ -121,25 +123,30 @@ void project_to(Place place, Row x, int64_t bins, Panels<T> weights, T* z, int64
         // Tiles of even size: a last one of one or two rows would not hide its latencies.
         with_count<kTileRows>(ceil_div(bins - f, tiles), [&](auto m) {
           constexpr int M = decltype(m)::value;
-          if constexpr (Place::kScattered) {
-            // Stores wait for their cache lines one after the other; fetched now, they are there.
-#pragma GCC unroll 6
-            for (int i = 0; i < M; ++i) {
-#pragma GCC unroll 4
-              for (int j = 0; j < NV; ++j) {
-                __builtin_prefetch(z + j * group_stride + place(f + i), 1);
-              }
-            }
-          }
           Tile<T, M, NV> tile;
           const T* w = panel;
+          // Scattered stores wait for their cache lines one after the other; fetched as the tile
+          // is computed, a few at a time, they are there.
+          [[maybe_unused]] int64_t fetched = 0;
+          const auto step = [&]() __attribute__((always_inline)) {
+            if constexpr (Place::kScattered) {
+              for (const int64_t stop = least(fetched + rows_a_step, M); fetched < stop;
+                   ++fetched) {
+#pragma GCC unroll 4
+                for (int j = 0; j < NV; ++j) {
+                  __builtin_prefetch(z + j * group_stride + place(f + fetched), 1);
+                }
+              }
+            }
+            between();
+          };
           x.from(f).each_channel(
               weights.in,
               [&](const auto* p) __attribute__((always_inline)) {
                 tile.add([&](int i) { return p[i * Row::kStep]; }, w, L);
                 w += NV * L;
               },
-              between);
+              step);
 #pragma GCC unroll 4
           for (int j = 0; j < NV; ++j) {
 #pragma GCC unroll 6

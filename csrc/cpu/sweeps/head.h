@@ -38,23 +38,32 @@ FASTSEP_INLINE Vec<T> sum_of_bins(const S* x, const Map& map, int64_t channels, 
   return sum;
 }
 
+// Into y; total is of its size. A row of all channels at a time where they lie next to each other,
+// else all rows of L channels.
 template <class S, class T = Compute<S>>
-void global_pool(const Head& job, int64_t n, T* y) {
+void global_pool(const Head& job, int64_t n, T* y, T* total) {
   constexpr int64_t L = kLanes<T>;
-  for (int64_t c = 0; c < job.channels; c += L) {
-    const int64_t lanes = least(L, job.channels - c);
-    Vec<T> largest, total;
+  const int64_t width = job.x.c == 1 ? job.channels : L;
+  for (int64_t first = 0; first < job.channels; first += width) {
+    const int64_t stop = least(first + width, job.channels);
     for (int64_t t = 0; t < job.frames; ++t) {
-      const S* x = row_of<S>(job.x, n, t) + c * job.x.c;
-      const Vec<T> sum = sum_of_bins<S>(x, job.x, lanes, job.bins);
-      if (t == 0) {
-        largest = total = sum;
-      } else {
-        largest = sum > largest ? sum : largest;
-        total += sum;
+      const S* x = row_of<S>(job.x, n, t);
+      for (int64_t c = first; c < stop; c += L) {
+        const Vec<T> sum =
+            sum_of_bins<S>(x + c * job.x.c, job.x, least(L, job.channels - c), job.bins);
+        if (t == 0) {
+          store(y + c, sum);
+          store(total + c, sum);
+        } else {
+          const Vec<T> largest = load(y + c);
+          store(y + c, sum > largest ? sum : largest);
+          store(total + c, load(total + c) + sum);
+        }
       }
     }
-    store(y + c, (largest + total / T(job.frames)) / T(job.bins));
+    for (int64_t c = first; c < stop; c += L) {
+      store(y + c, (load(y + c) + load(total + c) / T(job.frames)) / T(job.bins));
+    }
   }
 }
 
@@ -97,7 +106,7 @@ class HeadSweep {
     Bump bump(scratch);
     T* x = bump.take<T>(widest(job));
     T* y = bump.take<T>(widest(job));
-    global_pool<S>(job, n, y);
+    global_pool<S>(job, n, y, x);
     int64_t out = job.channels;
     for (int64_t i = 0; i < job.num_layers; ++i) {
       T* const last = y;

@@ -57,6 +57,7 @@ class MaskedSweep {
           base_rows(job.keep ? in.rows : least(kLive, in.rows)),
           own(job.together * in.cols),
           cells(scratch, own_slots(0) + kLive * own, lone ? 1 : block.out, lone ? 1 : L),
+          constant_places(scratch.take<int32_t>(Samples(in.rows).count() * in.cols)),
           places(scratch.take<int32_t>((job.together + 1) * kLive * (in.cols + 2))),
           bits(scratch.take<uint64_t>(job.together * kLive * 2 * words_of(in.cols))) {}
 
@@ -74,6 +75,7 @@ class MaskedSweep {
     int64_t groups;                     // of output channels
     int64_t constants, base_rows, own;  // cells; rows of cells; cells a row
     Cells<T> cells;                     // of z, or of x if lone
+    int32_t* constant_places;           // [sample of a row][col]
     int32_t* places;                    // [copy, base first][row % kLive][col]: a cell's place
     uint64_t* bits;                     // [copy][row % kLive][not base, not constant][col]
     int64_t next = 0;                   // row of cells to be made from this stage's output
@@ -149,6 +151,8 @@ class MaskedSweep {
       for (int a = 0; a < 2; ++a) kind[a] = scratch.take<uint64_t>(words_of(2 * cols));
     }
     either_ = scratch.take<uint64_t>(words_of(2 * cols));
+    partial_ = scratch.take<uint64_t>(words_of(cols));
+    masked_bins_ = scratch.take<uint64_t>(job_.together * words_of(job_.infer.input.bins));
     base_y_ = scratch.take<T>(last_.frames * last_.bins * out_);
     constant_y_ = scratch.take<T>(4 * last_.samples() * out_);
   }
@@ -167,6 +171,11 @@ class MaskedSweep {
     for (int64_t i = 0; i < n; ++i) {
       const Stage& stage = stages_[i];
       stage.cells.clear(1 + stage.constants);
+      const Samples rows(stage.in.rows);
+      for (int64_t k = 0; k < rows.count() * stage.in.cols; ++k) {
+        const int64_t row = rows.cell(k / stage.in.cols), col = k % stage.in.cols;
+        stage.constant_places[k] = stage.cells.place(stage.constant_slot(row, col));
+      }
       std::memset(stage.places, 0,
                   size_t((job_.together + 1) * kLive * (stage.in.cols + 2)) * sizeof(int32_t));
     }
@@ -201,6 +210,7 @@ class MaskedSweep {
 
   bool run_copies() {
     for (int64_t i = 0; i < job_.infer.num_blocks; ++i) stages_[i].next = 0;
+    find_masked_bins();
     for (int64_t row = 0; row < stages_[0].in.rows; ++row) {
       if (with_base_ && !load_row(row)) return false;
       moves_count_ = 0;
@@ -343,16 +353,41 @@ class MaskedSweep {
     }
   }
 
+  // (num_stripes, 3) of a copy.
+  const int32_t* stripes_of(int64_t copy) const {
+    const Input& input = job_.infer.input;
+    return input.stripes + (clip_ * job_.copies + first_ + copy) * input.num_stripes * 3;
+  }
+
+  uint64_t* masked_bins(int64_t copy) const {
+    return masked_bins_ + copy * words_of(job_.infer.input.bins);
+  }
+
+  // The bins that stripes of each copy cover in every frame.
+  void find_masked_bins() const {
+    const Input& input = job_.infer.input;
+    for (int64_t copy = 0; copy < count_; ++copy) {
+      uint64_t* const set = masked_bins(copy);
+      for (int64_t w = 0; w < words_of(input.bins); ++w) set[w] = 0;
+      const int32_t* stripe = stripes_of(copy);
+      for (int64_t s = 0; s < input.num_stripes; ++s, stripe += 3) {
+        const int64_t start = most(stripe[1], 0), stop = least(stripe[2], input.bins);
+        if (stripe[0] == 1 && start < stop) add_bits(set, start, stop);
+      }
+    }
+  }
+
   // The bins of frame t that the copy's stripes cover.
   void find_masked(int64_t copy, int64_t t, uint64_t* set) const {
     const Input& input = job_.infer.input;
-    for (int64_t w = 0; w < words_of(input.bins); ++w) set[w] = 0;
-    const int32_t* stripe =
-        input.stripes + (clip_ * job_.copies + first_ + copy) * input.num_stripes * 3;
+    bool all = false;
+    const int32_t* stripe = stripes_of(copy);
     for (int64_t s = 0; s < input.num_stripes; ++s, stripe += 3) {
-      const int64_t start = most(stripe[1], 0), stop = stripe[2];
-      if (stripe[0] == 1 && start < stop) add_bits(set, start, least(stop, input.bins));
-      if (stripe[0] == 0 && t >= start && t < stop) add_bits(set, 0, input.bins);
+      all |= stripe[0] == 0 && t >= stripe[1] && t < stripe[2];
+    }
+    const uint64_t* const bins = masked_bins(copy);
+    for (int64_t w = 0; w < words_of(input.bins); ++w) {
+      set[w] = all ? bits_below(input.bins, w) : bins[w];
     }
   }
 
@@ -369,32 +404,40 @@ class MaskedSweep {
   void place(int64_t i, int64_t copy, int64_t row) {
     const Stage& stage = stages_[i];
     const Grid& map = stage.in;
+    const int32_t* const base = places(stage, kBase, row);
+    const int32_t* const constant = stage.constant_places + Samples(map.rows).of(row) * map.cols;
     int32_t* const to = places(stage, copy, row);
-    std::memcpy(to, places(stage, kBase, row), size_t(map.cols) * sizeof *to);
+    std::memcpy(to, base, size_t(map.cols) * sizeof *to);
     for (int64_t kind = 0; kind < 2; ++kind) {
       uint64_t* const* const rows = kind == 0 ? not_base_ : not_constant_;
       for (int64_t w = 0; w < words_of(map.bins); ++w) either_[w] = rows[0][w] | rows[1][w];
       pairs_of(either_, map.bins, bits(stage, copy, row, kind));
     }
+    // What a cell's own products do not fill.
+    for (int64_t w = 0; w < words_of(map.bins); ++w) {
+      either_[w] = ~(not_base_[0][w] & not_constant_[0][w] & not_base_[1][w] & not_constant_[1][w]);
+    }
+    pairs_of(either_, map.bins, partial_);
     const uint64_t* const not_base = bits(stage, copy, row, 0);
     const uint64_t* const not_constant = bits(stage, copy, row, 1);
     for (int64_t w = 0; w < words_of(map.cols); ++w) {
-      each_bit(not_base[w] & ~not_constant[w], w,
-               [&](int64_t col) { to[col] = stage.cells.place(stage.constant_slot(row, col)); });
-      each_bit(not_base[w] & not_constant[w], w, [&](int64_t col) {
-        const int32_t base = to[col], own = stage.cells.place(own_slot_++);
-        to[col] = own;
+      each_run(not_base[w] & ~not_constant[w], w, [&](int64_t col, int64_t stop) {
+        for (; col < stop; ++col) to[col] = constant[col];
+      });
+      const uint64_t own = not_base[w] & not_constant[w];
+      each_bit(own, w, [&](int64_t col) { to[col] = stage.cells.place(own_slot_++); });
+      each_bit(own & partial_[w], w, [&](int64_t col) {
         for (int64_t p = 0; p < 4; ++p) {
-          const int64_t f = 2 * col + p % 2;
-          int32_t from = base;
+          const uint64_t f = uint64_t(2 * col + (p & 1));
+          int32_t from = base[col];
           if (!map.inside(row, col, p)) {
             from = 0;
           } else if (has_bit(not_base_[p / 2], f)) {
             if (has_bit(not_constant_[p / 2], f)) continue;  // its own product
-            from = stage.cells.place(stage.constant_slot(row, col));
+            from = constant[col];
           }
           const int32_t offset = stage.cells.place(0, p);
-          moves_[moves_count_++] = {own + offset, from + offset};
+          moves_[moves_count_++] = {to[col] + offset, from + offset};
         }
       });
     }
@@ -540,7 +583,8 @@ class MaskedSweep {
   int32_t* outside_;                          // places in a row outside the map
   uint64_t* nothing_;                         // bits of such a row
   uint64_t *not_base_[2], *not_constant_[2];  // a copy's positions in a row of cells
-  uint64_t* either_;
+  uint64_t *either_, *partial_;
+  uint64_t* masked_bins_;  // [copy][bin]
 };
 
 template <class S, bool dot>

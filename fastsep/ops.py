@@ -153,16 +153,21 @@ def _(
     stripes: Tensor | None,
     save: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """What is saved of a block: its input, which of the first autograd has, and z; blocked."""
+    """What is saved of a block: its input, which of the first autograd has, and z; blocked. Beside
+    the input, a byte for each value of it, if the block before is one whose sums it helps to find.
+    """
     clips, _, frames, bins = x.shape
     lanes = vector_bytes() // x.element_size()
     saved = []
     for i, (weight, d, p) in enumerate(zip(pointwise, dilation, pool, strict=True)):
         out, channels = weight.shape
         wide = bins + 2 * min(d, bins)
+        x_row, z_row = _up(channels, lanes) * _odd(bins), _up(out, lanes) * _odd(wide)
+        if i > 0 and (i > 1 or pointwise[0].shape[1] != 1) and pool[i - 1] < 16:
+            x_row += _up(_up(channels, lanes) * bins, x.element_size()) // x.element_size()
         sizes = [
-            clips * frames * _up(channels, lanes) * _odd(bins) if i > 0 else 0,
-            clips * frames * _up(out, lanes) * _odd(wide) if i > 0 or channels != 1 else 0,
+            clips * frames * x_row if i > 0 else 0,
+            clips * frames * z_row if i > 0 or channels != 1 else 0,
         ]
         saved += [x.new_empty(size if save else 0) for size in sizes]
         frames, bins = frames // p, bins // p
@@ -170,8 +175,8 @@ def _(
     return y, [x.new_empty(2, len(w), dtype=torch.float64) for w in pointwise], saved
 
 
-def _up(channels: int, lanes: int) -> int:
-    return (channels + lanes - 1) // lanes * lanes
+def _up(count: int, unit: int) -> int:
+    return (count + unit - 1) // unit * unit
 
 
 def _odd(size: int) -> int:

@@ -156,7 +156,7 @@ struct TrainBlock {
   double eps;
   bool frozen;         // the statistics are given; else they are found
   double* statistics;  // (2, out): mean and biased variance
-  void* x;             // the block's input; null for the first block
+  void* x;             // the block's input, and what helps the block before; null for the first
   void* z;             // null for a first block that is lone
   // Of the backward pass only.
   void* grad;    // of the block's output; null for the last block
@@ -197,7 +197,8 @@ struct TrainKernels {
   TrainPass forward;
   TrainPass statistics;  // of z, where clips are cut
   TrainPass lone_statistics;
-  // Backward, from the last block to the first.
+  // Backward, from the last block to the first. sums: unless the block behind has found them.
+  bool (*needs_sums)(const Train&, int64_t i);
   TrainPass sums;
   TrainPass backward;
   TrainPass lone_backward;

@@ -258,7 +258,7 @@ TrainGradients sep_conv2d_bn_stack_backward(
       run_pass(k.lone_backward, job, 0);
       if (needs_x) run_pass(k.lone_dx, job, 0);
     } else {
-      run_pass(k.sums, job, int64_t(i));
+      if (k.needs_sums(job, int64_t(i))) run_pass(k.sums, job, int64_t(i));
       run_pass(k.backward, job, int64_t(i));
     }
   }

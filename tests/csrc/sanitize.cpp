@@ -408,7 +408,7 @@ void train(const Kernels& kernels, DType dtype, size_t size) {
       run(k.lone_backward, 0);
       if (job.dx.data != nullptr) run(k.lone_dx, 0);
     } else {
-      run(k.sums, i);
+      if (k.needs_sums(job, i)) run(k.sums, i);
       run(k.backward, i);
     }
   }

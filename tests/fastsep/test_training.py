@@ -250,6 +250,28 @@ def test_weights_at_the_limits(isa: str, what: str) -> None:
     assert_close(step(stack, x), step(twin, x))
 
 
+@pytest.mark.parametrize("ratio", [0.0, 1.0, 15.9, 16.1, 1e4])
+def test_outputs_that_are_mostly_beta(isa: str, ratio: float) -> None:
+    """Sums over a block's output lose digits as beta / gamma grows; from there on z is read again.
+
+    float32 in units of its own rounding, four bits of which go at the limit.
+    """
+    stack, x, affine, stripes = case(((2, 9, 6, 5), (2, 24, 18), 2, 2))
+    with torch.no_grad():
+        for block in stack.children():
+            bn = block.bn
+            bn.bias.copy_(ratio * bn.weight.abs() * torch.linspace(-1, 1, len(bn.bias)))  # type: ignore[union-attr, operator, arg-type]
+    exact = step(copy.deepcopy(to_eager(stack)).double(), x.double(), affine, stripes)
+    assert_close(step(stack.double(), x.double(), affine, stripes), exact)
+    small = tuple(t.float() for t in affine)
+    ours = step(stack.float(), x.float(), small, stripes)
+    theirs = step(to_eager(stack), x.float(), small, stripes)
+    for (what, error, size), (_, eager, _) in zip(
+        errors(ours, exact), errors(theirs, exact), strict=True
+    ):
+        assert error <= 3 * eager + 2**4 * 16 * 1.2e-7 * size, (what, error, eager, size)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_what_is_not_finite_shows(isa: str, bad: float) -> None:
     stack, x = make((2, 3, 4)), random(2, 2, 8, 8)

@@ -48,7 +48,7 @@ class Ahead {
   }
 
  private:
-  static constexpr int64_t kLine = 64, kParts = 4;
+  static constexpr int64_t kLine = 64, kParts = 5;
   struct Part {
     const char* base;
     int64_t bytes, count, stride;

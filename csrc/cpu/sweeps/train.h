@@ -33,13 +33,18 @@ constexpr TrainPass kTrainStatistics = {
 
 template <class T>
 constexpr TrainKernels kTrain = {
-    .x_size = [](const Train& job, int64_t i) { return kept_x<T>(job, i).size(job.input.clips); },
+    .x_size =
+        [](const Train& job, int64_t i) {
+          const int64_t clips = job.input.clips, size = kept_x<T>(job, i).size(clips);
+          return size + (Counts<T>::are_kept(job, i) ? Counts<T>(job, i).size(clips) : 0);
+        },
     .z_size = [](const Train& job, int64_t i) { return kept_z<T>(job, i).size(job.input.clips); },
     .grad_size = [](const Train& job,
                     int64_t i) { return kept_grad<T>(job, i).size(job.input.clips); },
     .forward = kTrainPass<TrainForward<T>>,
     .statistics = kTrainStatistics<T>,
     .lone_statistics = kTrainPass<LoneStatistics<T>>,
+    .needs_sums = [](const Train& job, int64_t i) { return !OutputSums<T>::are_found(job, i); },
     .sums = kTrainPass<TrainSums<T>>,
     .backward = kTrainPass<TrainBackward<T>>,
     .lone_backward = kTrainPass<LoneBackward<T>>,

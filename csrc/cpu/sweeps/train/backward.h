@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 
 #include "../../kernels.h"
 #include "../../parts/ahead.h"
@@ -25,6 +26,9 @@ class TrainBackward {
   static constexpr int64_t L = kLanes<T>;
 
   struct Packed {
+    Packed(Bump& bump, const Train& job, int64_t i) : Packed(bump, job.blocks[i].block) {
+      if (finds_sums(job, i)) before = bump.take<T>(OutputSums<T>::packed_size(job.blocks[i - 1]));
+    }
     Packed(Bump& bump, const Block& block)
         : panels{bump.take<T>(Panels<T>::size(block.out, block.in)), block.out, block.in},
           norm(bump.take<T>(ceil_div(block.out, L) * NormTaps<T>::kSize)),
@@ -33,24 +37,30 @@ class TrainBackward {
 
     Panels<T> panels;
     T *norm, *gradient, *flipped;
+    T* before = nullptr;  // for the sums of the block before
   };
+
+  static bool finds_sums(const Train& job, int64_t i) {
+    return i > 0 && OutputSums<T>::are_found(job, i - 1);
+  }
 
  public:
   static size_t weights_bytes(const Train& job, int64_t i) {
     Bump bump(nullptr);
-    Packed(bump, job.blocks[i].block);
+    Packed(bump, job, i);
     return bump.used();
   }
 
   static void pack(const Train& job, int64_t i, void* buffer) {
     Bump bump(buffer);
     const TrainBlock& b = job.blocks[i];
-    const Packed packed(bump, b.block);
+    const Packed packed(bump, job, i);
     packed.panels.pack(static_cast<const T*>(b.block.pointwise), 1, b.block.in);
     NormTaps<T>::pack(b, packed.norm);
     NormGradient<T>::pack(job, i, packed.gradient);
     Taps<T>::template pack<T>(b.block, packed.flipped, [](int64_t) { return T(1); });
     Taps<T>::flip(packed.flipped, ceil_div(b.block.out, L), packed.flipped);
+    if (packed.before != nullptr) OutputSums<T>::pack(job.blocks[i - 1], packed.before);
   }
 
   static size_t scratch_bytes(const Train& job, int64_t i) {
@@ -112,6 +122,7 @@ class TrainBackward {
         time[3 * c + 2] = T(total(lane + 4 * L));
       }
     }
+    if (first.before_) first.before_->finish(job.groups, stride);
     if (i == 0 && job.d_scale != nullptr) {
       for (int64_t f = 0; f < job.input.bins; ++f) {
         static_cast<T*>(job.d_scale)[f] = T(total(first.d_scale_ + f));
@@ -131,7 +142,7 @@ class TrainBackward {
         sizes_(sizes_of(job, i)),
         groups_(ceil_div(sizes_.block.out, L)),
         stride_(blocked_stride<T>(sizes_.bins)),
-        packed_(weights, sizes_.block),
+        packed_(weights, job, i),
         load_(job.input, i > 0 || job.input.x.c != 1, scratch),
         z_(job, i, scratch),
         grad_(job, i, 1, scratch),
@@ -148,6 +159,7 @@ class TrainBackward {
       x_ = kept_x<T>(job, i);
       if (wants_dx_) into_ = kept_grad<T>(job, i - 1);
     }
+    if (finds_sums(job, i)) before_.emplace(job, i - 1, packed_.before, partial);
   }
 
   void run_span(int64_t n, int64_t span) {
@@ -223,6 +235,7 @@ class TrainBackward {
     if (row != grad_row_ && row < sizes_.frames_out) grad_.fetch(ahead_, n, row);
     x_.fetch(ahead_, n, t, 1);
     into_.fetch(ahead_, n, t, 1);
+    if (before_) before_->fetch(ahead_, n, t);
     ahead_.spread(packed_.panels.steps(sizes_.bins, L));
   }
 
@@ -231,6 +244,7 @@ class TrainBackward {
     look_ahead(n, t + 1);
     project(Blocked<T>{dz_, stride_}, sizes_.bins, packed_.panels, to, stride_,
             [&] { ahead_.step(); });
+    if (before_) before_->add(n, t, x_.row(n, t), to, stride_);
     if (index_ > 0) return;
     const Input& input = job_.input;
     const bool masked = load_.masks(n, 0, t);
@@ -267,6 +281,7 @@ class TrainBackward {
   T *d_pointwise_, *d_taps_;  // sums: [in][groups][L], and laid out as Taps
   double *d_scale_, *d_shift_;
   Kept<T> x_, into_;
+  std::optional<OutputSums<T>> before_;
   Ahead ahead_;
   const T* grad_data_ = nullptr;
   int64_t own_begin_ = 0, own_end_ = 0, grad_row_ = -1;

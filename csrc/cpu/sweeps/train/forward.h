@@ -108,12 +108,13 @@ class TrainForward {
         index_(i),
         is_last_(i == job.num_blocks),
         after_lone_(is_lone(job, i - 1)),
-        counts_(!is_last_ && !job.blocks[i].frozen),
+        takes_statistics_(!is_last_ && !job.blocks[i].frozen),
+        keeps_counts_(Counts<T>::are_kept(job, i)),
         sizes_(sizes_of(job, i)),
         before_sizes_(sizes_of(job, i > 0 ? i - 1 : 0)),
         packed_(weights, job, i),
         load_(job.input, i > 0 || job.input.x.c != 1, scratch),
-        statistics_(counts_ ? sizes_.block.out : 0, scratch, partial) {
+        statistics_(takes_statistics_ ? sizes_.block.out : 0, scratch, partial) {
     if (i > 0) {
       const int64_t pool = before_sizes_.block.pool;
       if (after_lone_) {
@@ -129,6 +130,7 @@ class TrainForward {
       z_ = kept_z<T>(job, i);
       z_cross_.emplace(job, i, scratch);
       if (i > 0) x_ = kept_x<T>(job, i);
+      if (keeps_counts_) counts_ = Counts<T>(job, i);
     }
   }
 
@@ -152,7 +154,7 @@ class TrainForward {
   int64_t cut(int64_t span) const { return sizes_.frames * span / job_.spans; }
 
   void make_span(int64_t n, int64_t span) {
-    const bool counts = counts_ && job_.spans == 1;
+    const bool counts = takes_statistics_ && job_.spans == 1;
     statistics_.start_item();
     if (after_lone_) lone_->start(n, cut(span) * before_sizes_.block.pool);
     int64_t counted = cut(span);
@@ -216,8 +218,10 @@ class TrainForward {
       const auto norm = pool == 2   ? pooled_norm<T, 2>
                         : pool == 1 ? pooled_norm<T, 1>
                                     : pooled_norm<T, 0>;
-      norm(packed_.before, groups, window_, z_before_->group_stride(), pool, sizes_.bins, x,
-           stride);
+      uint8_t* const counts = keeps_counts_ ? counts_.row(n, t) : nullptr;
+      norm(packed_.before, groups, window_, z_before_->group_stride(), pool, sizes_.bins, x, stride,
+           counts);
+      if (counts != nullptr) counts_.clear_end(counts);
     }
   }
 
@@ -227,7 +231,7 @@ class TrainForward {
 
   const Train& job_;
   int64_t index_;
-  bool is_last_, after_lone_, counts_;
+  bool is_last_, after_lone_, takes_statistics_, keeps_counts_;
   Sizes sizes_, before_sizes_;
   Packed packed_;
   Load<T> load_;
@@ -235,6 +239,7 @@ class TrainForward {
   std::optional<LoneRows<T>> lone_;
   std::optional<KeptCross<T>> z_before_, z_cross_;  // as a cross reads them
   Kept<T> x_, z_;
+  Counts<T> counts_;
   Ahead ahead_;
   Cross<T>* window_ = nullptr;
   T* x_row_ = nullptr;

@@ -32,6 +32,54 @@ Kept<T> kept_x(const Train& job, int64_t i) {
   return Kept<T>(job.blocks[i].x, s.block.in, s.frames, s.bins, 0);
 }
 
+// Beside a block's input: how many positions under each of its values the block before let through
+// its ReLU, as bytes [n][t][group][bin][lane]. With them and the input itself, batch norm's sums of
+// the block before need no z.
+template <class T>
+class Counts {
+  static constexpr int64_t L = kLanes<T>;
+
+ public:
+  Counts() = default;
+  Counts(const Train& job, int64_t i) {
+    const Sizes sizes = sizes_of(job, i);
+    frames_ = sizes.frames;
+    bins_ = sizes.bins;
+    groups_ = ceil_div(sizes.block.in, L);
+    T* const x = static_cast<T*>(job.blocks[i].x);
+    if (x == nullptr) return;
+    base_ = reinterpret_cast<uint8_t*>(x + kept_x<T>(job, i).size(job.input.clips));
+  }
+
+  // Whether block i has them.
+  static bool are_kept(const Train& job, int64_t i) {
+    if (i == 0 || i >= job.num_blocks || is_lone(job, i - 1)) return false;
+    return job.blocks[i - 1].block.pool < 16;
+  }
+
+  int64_t group_stride() const { return bins_ * L; }
+  int64_t row_size() const { return ceil_div(used(), kElement) * kElement; }
+  int64_t size(int64_t clips) const {  // in elements of T
+    return clips * frames_ * row_size() / kElement;
+  }
+  uint8_t* row(int64_t n, int64_t t) const { return base_ + (n * frames_ + t) * row_size(); }
+
+  void fetch(Ahead& ahead, int64_t n, int64_t t) const {
+    if (base_ != nullptr && t < frames_) ahead.add(row(n, t), row_size());
+  }
+
+  // With what fills the row's last element: the same values give the same memory.
+  void clear_end(uint8_t* row) const { std::memset(row + used(), 0, size_t(row_size() - used())); }
+
+ private:
+  static constexpr int64_t kElement = sizeof(T);
+
+  int64_t used() const { return groups_ * group_stride(); }
+
+  int64_t frames_ = 0, bins_ = 0, groups_ = 0;
+  uint8_t* base_ = nullptr;
+};
+
 template <class T>
 Kept<T> kept_z(const Train& job, int64_t i) {
   const Sizes s = sizes_of(job, i);
@@ -131,22 +179,59 @@ struct NormTaps {
   }
 };
 
-// pooled_cross with batch norm before ReLU.
+template <int64_t lanes>
+struct BytesOf {
+  typedef uint8_t type __attribute__((vector_size(lanes)));
+};
+template <size_t size>
+struct Whole {
+  using type = int32_t;
+};
+template <>
+struct Whole<8> {
+  using type = int64_t;
+};
+template <class T>
+using Bytes = typename BytesOf<kLanes<T>>::type;
+
+// Small whole numbers as bytes.
+template <class T>
+FASTSEP_INLINE void store_counts(uint8_t* to, Vec<T> counts) {
+  const Bytes<T> bytes = __builtin_convertvector(
+      __builtin_convertvector(counts, Vec<typename Whole<sizeof(T)>::type>), Bytes<T>);
+  __builtin_memcpy(to, &bytes, sizeof bytes);
+}
+template <class T>
+FASTSEP_INLINE Vec<T> load_counts(const uint8_t* from) {
+  Bytes<T> bytes;
+  __builtin_memcpy(&bytes, from, sizeof bytes);
+  return __builtin_convertvector(
+      __builtin_convertvector(bytes, Vec<typename Whole<sizeof(T)>::type>), Vec<T>);
+}
+
+// pooled_cross with batch norm before ReLU. counts, unless null: how many positions under each
+// output ReLU let through.
 template <class T, int P>
 void pooled_norm(const T* packed, int64_t groups, const Cross<T>* rows, int64_t z_stride,
-                 int64_t pool, int64_t bins_out, T* y, int64_t y_stride) {
+                 int64_t pool, int64_t bins_out, T* y, int64_t y_stride, uint8_t* counts) {
   constexpr int64_t L = kLanes<T>;
   const int64_t p = P > 0 ? P : pool;
+  const Vec<T> zero = {}, one = zero + 1;
   for (int64_t g = 0; g < groups; ++g, packed += NormTaps<T>::kSize, y += y_stride) {
     const NormTaps<T> norm = NormTaps<T>::read(packed);
     for (int64_t f = 0; f < bins_out; ++f) {
-      Vec<T> sum = {};
+      Vec<T> sum = {}, count = {};
       for (int64_t i = 0; i < p; ++i) {
         for (int64_t k = 0; k < p; ++k) {
-          sum += relu<T>(norm.a(norm.taps.apply(rows[i], g * z_stride + (f * p + k) * L)));
+          const Vec<T> a = norm.a(norm.taps.apply(rows[i], g * z_stride + (f * p + k) * L));
+          sum += relu<T>(a);
+          count += a <= zero ? zero : one;
         }
       }
       store(y + f * L, sum);
+      if (counts == nullptr) continue;
+      store_counts<T>(counts, count);
+      counts += L;
     }
   }
 }

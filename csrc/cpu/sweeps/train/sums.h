@@ -1,10 +1,16 @@
 // The first backward pass of a block in training: the sums that its batch norm's gradient needs. y
 // is computed again from the z that was kept, to the bits of the forward pass.
+//
+// Where the block behind has kept counts beside its input, its backward pass finds the sums from
+// the two (OutputSums): with a = scale v + shift, the v that ReLU let through under an output sum
+// up to (output - count shift) / scale.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "../../kernels.h"
 #include "../../parts/kept.h"
@@ -15,6 +21,15 @@
 #include "norm_gradient.h"
 
 namespace fastsep::FASTSEP_ISA {
+
+// Of channel c: of da and of da (y - mean), and the gradients that they are.
+template <class T>
+void set_sums(const TrainBlock& b, int64_t c, double da, double by_v) {
+  b.sums[c] = da;
+  b.sums[b.block.out + c] = by_v;
+  if (b.d_beta != nullptr) static_cast<T*>(b.d_beta)[c] = T(da);
+  if (b.d_gamma != nullptr) static_cast<T*>(b.d_gamma)[c] = T(norm_of<T>(b, c).rstd * by_v);
+}
 
 template <class T>
 class TrainSums {
@@ -70,12 +85,7 @@ class TrainSums {
         sums[0] += partial[c];
         sums[1] += partial[lanes + c];
       }
-      b.sums[c] = share * sums[0];
-      b.sums[b.block.out + c] = share * sums[1];
-      if (b.d_beta != nullptr) static_cast<T*>(b.d_beta)[c] = T(b.sums[c]);
-      if (b.d_gamma != nullptr) {
-        static_cast<T*>(b.d_gamma)[c] = T(norm_of<T>(b, c).rstd * b.sums[b.block.out + c]);
-      }
+      set_sums<T>(b, c, share * sums[0], share * sums[1]);
     }
   }
 
@@ -123,6 +133,103 @@ class TrainSums {
   KeptCross<T> z_;
   OutputGradient<T> grad_;
   Cross<T>* window_;
+  double* sums_;
+};
+
+// The sums of block i, found by the backward pass of block i + 1 as it makes the gradient.
+template <class T>
+class OutputSums {
+  static constexpr int64_t L = kLanes<T>;
+
+ public:
+  // Not where so much of the output is beta that the rest has lost digits.
+  static bool are_found(const Train& job, int64_t i) {
+    const TrainBlock& b = job.blocks[i];
+    if (!Counts<T>::are_kept(job, i + 1) || b.grad == nullptr) return false;
+    for (int64_t c = 0; c < b.block.out; ++c) {
+      const T scale = norm(b, c).scale;
+      const double gamma = double(static_cast<const T*>(b.gamma)[c]);
+      const double beta = double(static_cast<const T*>(b.beta)[c]);
+      if (!(std::abs(beta) <= kMostBeta * std::abs(gamma))) return false;
+      if (!(std::abs(scale) >= std::numeric_limits<T>::min()) || !std::isfinite(scale))
+        return false;
+    }
+    return true;
+  }
+
+  // packed: of packed_size elements, see pack.
+  OutputSums(const Train& job, int64_t i, const T* packed, Bump& partial)
+      : b_(job.blocks[i]),
+        groups_(ceil_div(b_.block.out, L)),
+        counts_(job, i + 1),
+        shift_(packed),
+        sums_(partial.take<double>(2 * groups_ * L)) {}
+
+  static int64_t packed_size(const TrainBlock& b) { return ceil_div(b.block.out, L) * L; }
+  static void pack(const TrainBlock& b, T* to) {
+    for (int64_t c = 0; c < packed_size(b); ++c) to[c] = c < b.block.out ? norm(b, c).shift : T(0);
+  }
+
+  void fetch(Ahead& ahead, int64_t n, int64_t t) const { counts_.fetch(ahead, n, t); }
+
+  // What row t of the output and its gradient add.
+  void add(int64_t n, int64_t t, const T* output, const T* grad, int64_t stride) const {
+    const uint8_t* counts = counts_.row(n, t);
+    const int64_t size = counts_.group_stride();
+    for (int64_t g = 0; g < groups_; ++g, output += stride, grad += stride, counts += size) {
+      const Vec<T> shift = load(shift_ + g * L);
+      Vec<T> sums[2] = {}, by_v[2] = {};
+      const auto add_bin = [&](int64_t i, int64_t at) __attribute__((always_inline)) {
+        const Vec<T> count = load_counts<T>(counts + at), da = load(grad + at);
+        sums[i] += da * count;
+        by_v[i] += da * (load(output + at) - shift * count);
+      };
+      int64_t at = 0;
+      for (; at + 2 * L <= size; at += 2 * L) {
+        add_bin(0, at);
+        add_bin(1, at + L);
+      }
+      if (at < size) add_bin(0, at);
+      const Vec<T> sum = sums[0] + sums[1], all_by_v = by_v[0] + by_v[1];
+      for (int64_t l = 0; l < L; ++l) {
+        sums_[g * L + l] += double(sum[l]);
+        sums_[(groups_ + g) * L + l] += double(all_by_v[l]);
+      }
+    }
+  }
+
+  // Those of so many groups of work, which follow each other `stride` bytes apart, in their order.
+  void finish(int64_t partials, size_t stride) const {
+    const double share = 1.0 / double(b_.block.pool * b_.block.pool);
+    for (int64_t c = 0; c < b_.block.out; ++c) {
+      double da = 0, by_v = 0;
+      for (int64_t k = 0; k < partials; ++k) {
+        const double* sums = reinterpret_cast<const double*>(reinterpret_cast<const char*>(sums_) +
+                                                             size_t(k) * stride);
+        da += sums[c];
+        by_v += sums[groups_ * L + c];
+      }
+      set_sums<T>(b_, c, share * da, share * by_v / double(norm(b_, c).scale));
+    }
+  }
+
+ private:
+  static constexpr double kMostBeta = 16;
+
+  struct Affine {
+    T scale, shift;
+  };
+  // scale and shift of channel c, as NormTaps has them.
+  static Affine norm(const TrainBlock& b, int64_t c) {
+    const double share = 1.0 / double(b.block.pool * b.block.pool);
+    const Norm norm = norm_of<T>(b, c);
+    return {T(norm.scale() * share), T(norm.beta * share)};
+  }
+
+  const TrainBlock& b_;
+  int64_t groups_;
+  Counts<T> counts_;
+  const T* shift_;
   double* sums_;
 };
 

@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 
@@ -47,7 +46,6 @@ import torch._dynamo
     assert run.returncode == 0, run.stderr
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_process_forked_after_importing_it_can_compute() -> None:
     """As a fork server's: if importing had started PyTorch's threads, it would wait forever."""
     modules = ["asc.cli.app", "asc.training.run", "asc.prediction", "asc.timeline"]

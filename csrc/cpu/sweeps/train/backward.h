@@ -122,7 +122,7 @@ class TrainBackward {
         time[3 * c + 2] = T(total(lane + 4 * L));
       }
     }
-    if (first.before_) first.before_->finish(job.groups, stride);
+    if (first.before_) first.before_->finish(total);
     if (i == 0 && job.d_scale != nullptr) {
       for (int64_t f = 0; f < job.input.bins; ++f) {
         static_cast<T*>(job.d_scale)[f] = T(total(first.d_scale_ + f));

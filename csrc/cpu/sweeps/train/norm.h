@@ -133,6 +133,18 @@ Norm norm_of(const TrainBlock& b, int64_t c) {
           double(static_cast<const T*>(b.gamma)[c]), double(static_cast<const T*>(b.beta)[c])};
 }
 
+// a / pool^2 = shift + scale (y - mean) of channel c.
+template <class T>
+struct PooledAffine {
+  T scale, shift;
+
+  static PooledAffine of(const TrainBlock& b, int64_t c) {
+    const double share = 1.0 / double(b.block.pool * b.block.pool);
+    const Norm norm = norm_of<T>(b, c);
+    return {T(norm.scale() * share), T(norm.beta * share)};
+  }
+};
+
 constexpr int64_t kTaps = 5;  // up, left, centre, right, down
 
 // The five taps of channel c, the centres merged.
@@ -163,17 +175,16 @@ struct NormTaps {
   static void pack(const TrainBlock& b, T* to) {
     constexpr int64_t L = kLanes<T>;
     const Block& block = b.block;
-    const double share = 1.0 / double(block.pool * block.pool);
     for (int64_t c = 0; c < ceil_div(block.out, L) * L; ++c) {
       T* lane = to + c / L * kSize + c % L;
       for (int64_t i = 0; i < kTaps + 3; ++i) lane[i * L] = 0;
       if (c >= block.out) continue;
-      const Norm norm = norm_of<T>(b, c);
+      const auto affine = PooledAffine<T>::of(b, c);
       double values[kTaps + 3];
       cross_taps<T>(block, c, values);
-      values[kTaps] = -norm.mean;
-      values[kTaps + 1] = norm.scale() * share;
-      values[kTaps + 2] = norm.beta * share;
+      values[kTaps] = -b.statistics[c];
+      values[kTaps + 1] = affine.scale;
+      values[kTaps + 2] = affine.shift;
       for (int64_t i = 0; i < kTaps + 3; ++i) lane[i * L] = T(values[i]);
     }
   }

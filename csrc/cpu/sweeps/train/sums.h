@@ -147,7 +147,7 @@ class OutputSums {
     const TrainBlock& b = job.blocks[i];
     if (!Counts<T>::are_kept(job, i + 1) || b.grad == nullptr) return false;
     for (int64_t c = 0; c < b.block.out; ++c) {
-      const T scale = norm(b, c).scale;
+      const T scale = PooledAffine<T>::of(b, c).scale;
       const double gamma = double(static_cast<const T*>(b.gamma)[c]);
       const double beta = double(static_cast<const T*>(b.beta)[c]);
       if (!(std::abs(beta) <= kMostBeta * std::abs(gamma))) return false;
@@ -167,7 +167,9 @@ class OutputSums {
 
   static int64_t packed_size(const TrainBlock& b) { return ceil_div(b.block.out, L) * L; }
   static void pack(const TrainBlock& b, T* to) {
-    for (int64_t c = 0; c < packed_size(b); ++c) to[c] = c < b.block.out ? norm(b, c).shift : T(0);
+    for (int64_t c = 0; c < packed_size(b); ++c) {
+      to[c] = c < b.block.out ? PooledAffine<T>::of(b, c).shift : T(0);
+    }
   }
 
   void fetch(Ahead& ahead, int64_t n, int64_t t) const { counts_.fetch(ahead, n, t); }
@@ -198,33 +200,18 @@ class OutputSums {
     }
   }
 
-  // Those of so many groups of work, which follow each other `stride` bytes apart, in their order.
-  void finish(int64_t partials, size_t stride) const {
+  // total(p): what p points at, summed over the groups of work.
+  template <class Total>
+  void finish(Total total) const {
     const double share = 1.0 / double(b_.block.pool * b_.block.pool);
     for (int64_t c = 0; c < b_.block.out; ++c) {
-      double da = 0, by_v = 0;
-      for (int64_t k = 0; k < partials; ++k) {
-        const double* sums = reinterpret_cast<const double*>(reinterpret_cast<const char*>(sums_) +
-                                                             size_t(k) * stride);
-        da += sums[c];
-        by_v += sums[groups_ * L + c];
-      }
-      set_sums<T>(b_, c, share * da, share * by_v / double(norm(b_, c).scale));
+      const double da = total(sums_ + c), by_v = total(sums_ + groups_ * L + c);
+      set_sums<T>(b_, c, share * da, share * by_v / double(PooledAffine<T>::of(b_, c).scale));
     }
   }
 
  private:
   static constexpr double kMostBeta = 16;
-
-  struct Affine {
-    T scale, shift;
-  };
-  // scale and shift of channel c, as NormTaps has them.
-  static Affine norm(const TrainBlock& b, int64_t c) {
-    const double share = 1.0 / double(b.block.pool * b.block.pool);
-    const Norm norm = norm_of<T>(b, c);
-    return {T(norm.scale() * share), T(norm.beta * share)};
-  }
 
   const TrainBlock& b_;
   int64_t groups_;

@@ -61,13 +61,18 @@ class _Network(nn.Module):
 
     def head(self, x: Tensor) -> Tensor:
         """Feature map (N, 128, T, F) -> logits (N, classes)."""
-        pool, dropout, fc1, fc2 = self.pool, self.dropout, self.fc1, self.fc2
+        layers = self._layers()
+        return self.mlp(self.pool(x)) if layers is None else global_pool_mlp(x, layers)
+
+    def _layers(self) -> tuple[tuple[Tensor, Tensor], ...] | None:
+        """The weights and biases of the head's layers, where they are all that it does."""
+        dropout, fc1, fc2 = self.dropout, self.fc1, self.fc2
         linear = _is_bare(fc1, nn.Linear) and _is_bare(fc2, nn.Linear)
-        bare = linear and _is_bare(pool, GlobalPool) and _is_bare(dropout, nn.Dropout)
+        bare = linear and _is_bare(self.pool, GlobalPool) and _is_bare(dropout, nn.Dropout)
         layered = dropout.training or not bare or has_global_hooks()
         if layered or fc1.bias is None or fc2.bias is None:
-            return self.mlp(pool(x))
-        return global_pool_mlp(x, ((fc1.weight, fc1.bias), (fc2.weight, fc2.bias)))
+            return None
+        return (fc1.weight, fc1.bias), (fc2.weight, fc2.bias)
 
     def mlp(self, x: Tensor) -> Tensor:
         """Pooled vectors (N, 128) -> logits (N, classes)."""
@@ -192,8 +197,10 @@ class Cnn6Sep(_Network):
         if affine is None or not self._is_as_built():
             each = logmel.repeat_interleave(copies[1], 0)
             return self(each, stripes.flatten(0, 1)).unflatten(0, copies)
-        maps = self.blocks.masked(logmel, stripes, affine)
-        return self.head(maps.flatten(0, 1)).unflatten(0, copies)
+        as_built = getattr(self.head, "__func__", None) is _Network.head
+        layers = self._layers() if as_built else None
+        y = self.blocks.masked(logmel, stripes, affine, layers)
+        return y if layers is not None else self.head(y.flatten(0, 1)).unflatten(0, copies)
 
     def shares(self) -> bool:
         """Whether `masked` shares, here and as the model is; else it is `forward` on all copies."""

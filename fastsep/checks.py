@@ -85,10 +85,10 @@ def check_compute(compute: str | None) -> None:
         raise ValueError(f'compute must be None or "bf16", got {compute!r}')
 
 
-def check_poolable(x: Tensor) -> None:
+def check_poolable(shape: Sequence[int], name: str = "x") -> None:
     """Global pooling has something to take the mean and the maximum of."""
-    if 0 in x.shape[2:]:
-        raise ValueError(f"x must have at least one frame and one bin, got {tuple(x.shape)}")
+    if 0 in shape[2:]:
+        raise ValueError(f"{name} must have at least one frame and one bin, got {tuple(shape)}")
 
 
 def check_block(
@@ -145,9 +145,19 @@ def few_values(size: torch.Size) -> str:
     return f"Expected more than 1 value per channel when training, got input size {size}"
 
 
-def check_layers(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Each linear layer takes what the one before gives, the first x's channels."""
-    width = x.shape[1]
+def check_head(
+    x: Tensor, blocks: Sequence[BlockParameters], layers: Sequence[tuple[Tensor, Tensor]]
+) -> None:
+    """A head behind a stack: there is something to pool, and the layers take the channels."""
+    channels, (frames, bins) = blocks[-1].pointwise.shape[0], x.shape[2:]
+    for block in blocks:
+        frames, bins = frames // block.pool, bins // block.pool
+    check_poolable((x.shape[0], channels, frames, bins), "the last block's map")
+    check_layers(x, channels, layers)
+
+
+def check_layers(x: Tensor, width: int, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Of x's dtype; each linear layer takes what the one before gives, the first `width`."""
     for i, (weight, bias) in enumerate(layers):
         out = weight.shape[0] if isinstance(weight, Tensor) and weight.dim() == 2 else 0
         _check_weight(x, f"layers[{i}] ", "weight", weight, (out, width), "(out, in)")

@@ -57,11 +57,13 @@ def stack_flop(
 
 def masked_stack_flop(
     x: Shape, pointwise: list[Shape], a: Any, b: Any, bias: Any, dilation: Any, pool: list[int],
-    scale: Any, shift: Any, stripes: Shape, *_: Any, **__: Any,
+    scale: Any, shift: Any, stripes: Shape, bf16: Any, head: Any, head_weight: list[Shape],
+    *_: Any, **__: Any,
 ) -> int:  # fmt: skip
     """Of all copies: how much they share depends on where the stripes are."""
     copies = (x[0] * stripes[1], *x[1:])
-    return stack_flop(copies, pointwise, a, b, bias, dilation, pool)
+    stack = stack_flop(copies, pointwise, a, b, bias, dilation, pool)
+    return stack + head_flop(copies, head_weight)
 
 
 def bn_stack_flop(

@@ -22,6 +22,7 @@ from fastsep.checks import (
     check_bn_blocks,
     check_compute,
     check_geometry,
+    check_head,
     check_input,
     check_layers,
     check_poolable,
@@ -157,6 +158,7 @@ def sep_conv2d_masked_stack(
     *,
     affine: tuple[Tensor, Tensor] | None = None,
     compute: str | None = None,
+    head: Sequence[tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
     """A stack on K masked copies of each clip, sharing what the masks do not touch.
 
@@ -171,33 +173,44 @@ def sep_conv2d_masked_stack(
 
     Shared on a CPU in float32 without gradients, for blocks of dilation 2 and pooling 2 of which
     the first and no other has one input channel; elsewhere the copies are computed one by one. A
-    thread needs up to about 50 MB for the report's network, however large K is; the result takes
-    213 kB a copy.
+    thread needs up to about 50 MB for the report's network, however large K is; the maps that come
+    out take 213 kB a copy, and are never written where a head follows.
 
     Args:
         x, blocks, affine, compute: as for `sep_conv2d_stack`.
         stripes: integers (N, K, S, 3): K sets of stripes for each clip, each set as for
             `sep_conv2d_stack`.
+        head: where it is given, `global_pool_mlp` with these layers follows, and () for pooling
+            alone; T' and F' must be at least 1.
 
     Returns:
-        (N, K, Cout of the last block, T', F'); each clip's copies are channels_last. Memory of more
+        (N, K, Cout of the last block, T', F'), each clip's copies channels_last. Memory of more
         than 1 MB is reused from call to call, so that such a result cannot be resized in place.
+        With a head (N, K, outputs of its last layer, or Cout), to the last bit what
+        `global_pool_mlp` makes of the maps.
     """
     if isinstance(x, fx.Proxy):
-        return as_node(sep_conv2d_masked_stack, x, blocks, stripes, affine=affine, compute=compute)
+        return as_node(
+            sep_conv2d_masked_stack, x, blocks, stripes, affine=affine, compute=compute, head=head
+        )
     scale, shift, _ = checked_load(x, affine, None)
     stripes = checked_masks(x, stripes)
     blocks = checked_blocks(blocks)
     check_compute(compute)
+    weights, biases = checked_layers(head or ())
 
     def check() -> None:
         check_blocks(x, blocks)
+        if head is not None:
+            check_head(x, blocks, head)
 
     def plain(*args: Any) -> Tensor:
-        return copy_by_copy(_block_by_block, *args)
+        y = copy_by_copy(_block_by_block, *args[:-3])
+        return y if head is None else global_pool_mlp(y, head)
 
     columns = [list(column) for column in zip(*blocks, strict=True)]
-    rest = *columns, scale, shift, stripes, compute == "bf16"
+    behind = head is not None, weights, biases
+    rest = *columns, scale, shift, stripes, compute == "bf16", *behind
     y = run("sep_conv2d_masked_stack", plain, check, x, *rest)
     return y.unflatten(0, stripes.shape[:2])
 
@@ -291,11 +304,11 @@ def global_pool_mlp(x: Tensor, layers: Sequence[tuple[Tensor, Tensor]] = ()) -> 
     if isinstance(x, fx.Proxy):
         return as_node(global_pool_mlp, x, layers)
     check_input(x)
-    check_poolable(x)
+    check_poolable(x.shape)
     weights, biases = checked_layers(layers)
 
     def check() -> None:
-        check_layers(x, layers)
+        check_layers(x, x.shape[1], layers)
 
     return run("global_pool_mlp", reference.global_pool_mlp, check, x, weights, biases)
 

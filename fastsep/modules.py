@@ -1,7 +1,7 @@
 """Layers: drop-in modules that train with batch norm and run folded in eval mode."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -197,7 +197,11 @@ class SepConvStack(nn.Sequential):
         return super().forward(load(x, affine, stripes))
 
     def masked(
-        self, x: Tensor, stripes: Tensor, affine: tuple[Tensor, Tensor] | None = None
+        self,
+        x: Tensor,
+        stripes: Tensor,
+        affine: tuple[Tensor, Tensor] | None = None,
+        head: Sequence[tuple[Tensor, Tensor]] | None = None,
     ) -> Tensor:
         """The stack on K masked copies of each clip, as `sep_conv2d_masked_stack`; in eval mode.
 
@@ -205,15 +209,20 @@ class SepConvStack(nn.Sequential):
             x: (N, C, T, F).
             stripes: integers (N, K, S, 3).
             affine: as for `sep_conv2d_stack`.
+            head: layers of `global_pool_mlp` to follow.
 
         Returns:
-            (N, K, Cout, T', F').
+            (N, K, Cout, T', F'), or with a head (N, K, its outputs).
         """
         if self._folds():
             folded = [block.folded() for block in self]
-            return sep_conv2d_masked_stack(x, folded, stripes, affine=affine, compute=self.compute)
+            return sep_conv2d_masked_stack(
+                x, folded, stripes, affine=affine, compute=self.compute, head=head
+            )
         copies = x.repeat_interleave(stripes.shape[1], 0)
-        return self(copies, affine, stripes.flatten(0, 1)).unflatten(0, stripes.shape[:2])
+        y = self(copies, affine, stripes.flatten(0, 1))
+        y = y if head is None else global_pool_mlp(y, head)
+        return y.unflatten(0, stripes.shape[:2])
 
     def shares(self) -> bool:
         """Whether `masked` has a kernel here; else it takes the memory of all copies at once."""

@@ -42,11 +42,11 @@ library.define(
     "Tensor[] bias, int[] dilation, int[] pool, Tensor? scale, Tensor? shift, Tensor? stripes, "
     "bool bf16) -> Tensor"
 )
-# stripes (N, K, S, 3) -> (N K, C, T', F'), channels_last
+# stripes (N, K, S, 3) -> (N K, C, T', F'), channels_last; with the head, (N K, C or outputs)
 library.define(
     "sep_conv2d_masked_stack(Tensor x, Tensor[] pointwise, Tensor[] time_taps, "
     "Tensor[] freq_taps, Tensor[] bias, int[] dilation, int[] pool, Tensor? scale, Tensor? shift, "
-    "Tensor stripes, bool bf16) -> Tensor"
+    "Tensor stripes, bool bf16, bool head, Tensor[] head_weight, Tensor[] head_bias) -> Tensor"
 )
 _BN_BLOCKS = (
     "Tensor[] pointwise, Tensor[] time_taps, Tensor[] freq_taps, Tensor[] gamma, Tensor[] beta"
@@ -111,8 +111,11 @@ def _(x: Tensor, pointwise: list[Tensor], *args: Any) -> Tensor:
 
 @_fake("sep_conv2d_masked_stack")
 def _(x: Tensor, pointwise: list[Tensor], *args: Any) -> Tensor:
-    *_, pool, _scale, _shift, stripes, _bf16 = args
-    shape = x.shape[0] * stripes.shape[1], pointwise[-1].shape[0], *_pooled(x, pool)
+    *_, pool, _scale, _shift, stripes, _bf16, head, head_weight, _head_bias = args
+    copies, channels = x.shape[0] * stripes.shape[1], pointwise[-1].shape[0]
+    if head:
+        return x.new_empty(copies, head_weight[-1].shape[0] if head_weight else channels)
+    shape = copies, channels, *_pooled(x, pool)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
@@ -352,7 +355,9 @@ library.impl("sep_conv2d_stack", _stack, "Autograd")
 def _masked_stack(x: Tensor, *args: Any) -> Tensor:
     """With gradients each copy runs by itself."""
     if torch.is_grad_enabled() and needs_gradients((x, *args)):
-        return copy_by_copy(operators.sep_conv2d_stack, x, *args)
+        *rest, head, weight, bias = args
+        y = copy_by_copy(operators.sep_conv2d_stack, x, *rest)
+        return operators.global_pool_mlp(y, weight, bias) if head else y
     with below_autograd():
         return operators.sep_conv2d_masked_stack(x, *args)
 

@@ -84,17 +84,23 @@ def sep_conv2d_masked_stack(
     shift: Tensor | None,
     stripes: Tensor,
     bf16: bool = False,
+    head: bool = False,
+    head_weight: Sequence[Tensor] = (),
+    head_bias: Sequence[Tensor] = (),
 ) -> Tensor:
     """`sep_conv2d_stack` on K masked copies of each clip, a clip's copies one after the other.
 
-    stripes: (N, K, S, 3). bf16: lets kernels round; nothing is rounded here.
+    stripes: (N, K, S, 3). bf16: lets kernels round; nothing is rounded here. head: whether
+    `global_pool_mlp` with these layers follows.
 
     Returns:
-        (N K, Cout, T', F'), channels_last.
+        (N K, Cout, T', F'), channels_last; with the head what that gives.
     """
     blocks = list(zip(pointwise, time_taps, freq_taps, bias, dilation, pool, strict=True))
     copies = x.repeat_interleave(stripes.shape[1], 0)
     y = sep_conv2d_stack(copies, blocks, scale, shift, stripes.flatten(0, 1))
+    if head:
+        return global_pool_mlp(y, head_weight, head_bias)
     return y.contiguous(memory_format=torch.channels_last)
 
 

@@ -62,6 +62,22 @@ struct InferKernels {
   int64_t (*most_spans)(const Infer&, int64_t wanted);  // that are all long enough to have seams
 };
 
+struct Linear {
+  const void* weight;  // (out, in), contiguous
+  const void* bias;    // (out,)
+  int64_t in, out;
+};
+
+// The network's head: global pooling, then linear layers with a ReLU between them.
+struct Head {
+  DType dtype;
+  Map x;
+  int64_t channels, frames, bins;  // frames and bins at least 1
+  const Linear* layers;
+  int64_t num_layers;
+  void* y;  // (N, out of the last layer, or channels), contiguous
+};
+
 // A stack without gradients on masked copies of each clip: infer.input holds the clips once, with
 // `copies` sets of stripes for each, infer.y a map for each copy, its channels next to each other.
 // Blocks of dilation 2 and pooling 2, of which the first is lone and no other. Float32.
@@ -70,6 +86,7 @@ struct Masked {
   int64_t copies;
   int64_t together;  // how many copies of a clip are computed at the same time
   bool keep;         // the clip's own maps, from one such group of copies to the next
+  const Head* head;  // put behind the copies' maps, which are then not written; or null
 };
 
 struct MaskedKernels {
@@ -101,22 +118,6 @@ struct GradientKernels {
   size_t (*partial_bytes)(const Gradient&);  // of one group
   void (*run)(const Gradient&, const void* weights, void* scratch, void* partial, int64_t group);
   void (*reduce)(const Gradient&, const void* partials);
-};
-
-struct Linear {
-  const void* weight;  // (out, in), contiguous
-  const void* bias;    // (out,)
-  int64_t in, out;
-};
-
-// The network's head: global pooling, then linear layers with a ReLU between them.
-struct Head {
-  DType dtype;
-  Map x;
-  int64_t channels, frames, bins;  // frames and bins at least 1
-  const Linear* layers;
-  int64_t num_layers;
-  void* y;  // (N, out of the last layer, or channels), contiguous
 };
 
 struct HeadKernels {

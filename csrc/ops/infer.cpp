@@ -83,20 +83,20 @@ void run_again(const InferKernels& k, Infer job, const Again& again) {
 
 Tensor infer(const Tensor& x, const Input& input, const std::vector<Block>& blocks, bool bf16) {
   Tensor y = new_map(x, shape_after(blocks, input, input.clips));
-  if (y.numel() > 0) run_infer(infer_job(x, input, blocks, y, bf16));
+  if (y.numel() > 0) run_infer(infer_job(x, input, blocks, map_of(y), bf16));
   return y;
 }
 
 }  // namespace
 
-Infer infer_job(const Tensor& x, const Input& input, const std::vector<Block>& blocks,
-                const Tensor& y, bool bf16) {
+Infer infer_job(const Tensor& x, const Input& input, const std::vector<Block>& blocks, const Map& y,
+                bool bf16) {
   Infer job{};
   job.dtype = dtype_of(x);
   job.input = input;
   job.blocks = blocks.data();
   job.num_blocks = int64_t(blocks.size());
-  job.y = map_of(y);
+  job.y = y;
   job.bf16 = bf16;
   job.spans = 1;
   return job;

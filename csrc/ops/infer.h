@@ -8,9 +8,9 @@
 
 namespace fastsep {
 
-// y: the result, which `blocks` and it have to outlive.
-Infer infer_job(const Tensor& x, const Input& input, const std::vector<Block>& blocks,
-                const Tensor& y, bool bf16);
+// y: of the result, which `blocks` and it have to outlive.
+Infer infer_job(const Tensor& x, const Input& input, const std::vector<Block>& blocks, const Map& y,
+                bool bf16);
 
 // On torch's threads.
 void run_infer(const Infer& job);

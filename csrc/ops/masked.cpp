@@ -7,9 +7,11 @@
 #include <atomic>
 #include <cstdint>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "arena.h"
+#include "head.h"
 #include "infer.h"
 #include "isa.h"
 #include "operators.h"
@@ -72,14 +74,15 @@ void run_shared(const MaskedKernels& k, Masked job, Noted& direct) {
                  });
 }
 
-void run_direct(const Masked& job, int64_t clip) {
+// The copies of one clip by themselves, into the maps y.
+void run_direct(const Masked& job, int64_t clip, const Map& y) {
   Infer each = job.infer;
-  const int64_t size = size_of(each.dtype);
   each.input.clips = job.copies;
-  each.input.x.data = static_cast<char*>(each.input.x.data) + clip * each.input.x.n * size;
+  each.input.x.data =
+      static_cast<char*>(each.input.x.data) + clip * each.input.x.n * size_of(each.dtype);
   each.input.x.n = 0;
   each.input.stripes += clip * job.copies * each.input.num_stripes * 3;
-  each.y.data = static_cast<char*>(each.y.data) + clip * job.copies * each.y.n * size;
+  each.y = y;
   run_infer(each);
 }
 
@@ -89,7 +92,8 @@ Tensor sep_conv2d_masked_stack(Tensor x, std::vector<Tensor> pointwise,
                                std::vector<Tensor> time_taps, std::vector<Tensor> freq_taps,
                                std::vector<Tensor> bias, std::vector<int64_t> dilation,
                                std::vector<int64_t> pool, std::optional<Tensor> scale,
-                               std::optional<Tensor> shift, Tensor stripes, bool bf16) {
+                               std::optional<Tensor> shift, Tensor stripes, bool bf16, bool head,
+                               std::vector<Tensor> head_weight, std::vector<Tensor> head_bias) {
   check_map(x);
   STD_TORCH_CHECK(stripes.dim() == 4 && stripes.size(0) == x.size(0) && stripes.size(3) == 3 &&
                       stripes.is_cpu() && stripes.scalar_type() == ScalarType::Int,
@@ -98,11 +102,22 @@ Tensor sep_conv2d_masked_stack(Tensor x, std::vector<Tensor> pointwise,
   const HeldInput input(x, scale, shift, std::nullopt);
   const Tensor masks = made_contiguous(stripes);
   const int64_t clips = x.size(0), copies = stripes.size(1);
-  Tensor y = new_pooled(x, shape_after(held.blocks(), input.input(), clips * copies));
+  const auto shape = shape_after(held.blocks(), input.input(), clips * copies);
+  Masked job{};
+  std::optional<HeldHead> layers;
+  Head behind{};
+  Tensor y;
+  if (head) {
+    layers.emplace(x, shape[1], std::move(head_weight), std::move(head_bias));
+    y = new_vector(x, {shape[0], layers->width()});
+    behind = layers->job(x, shape[1], shape[2], shape[3], y.data_ptr());
+    job.head = &behind;
+  } else {
+    y = new_pooled(x, shape);
+  }
   if (y.numel() == 0) return y;
 
-  Masked job{};
-  job.infer = infer_job(x, input.input(), held.blocks(), y, bf16);
+  job.infer = infer_job(x, input.input(), held.blocks(), head ? Map{} : map_of(y), bf16);
   job.infer.input.stripes = static_cast<const int32_t*>(masks.data_ptr());
   job.infer.input.num_stripes = stripes.size(2);
   job.copies = copies;
@@ -115,7 +130,20 @@ Tensor sep_conv2d_masked_stack(Tensor x, std::vector<Tensor> pointwise,
     for (auto& clip : direct) clip = true;
   }
   for (int64_t clip = 0; clip < clips; ++clip) {
-    if (direct[size_t(clip)]) run_direct(job, clip);
+    if (!direct[size_t(clip)]) continue;
+    const int64_t first = clip * copies, size = size_of(job.infer.dtype);
+    if (head) {
+      const Tensor maps = new_pooled(x, shape_after(held.blocks(), input.input(), copies));
+      run_direct(job, clip, map_of(maps));
+      Head of_clip = behind;
+      of_clip.x = map_of(maps);
+      of_clip.y = static_cast<char*>(behind.y) + first * layers->width() * size;
+      run_head(of_clip, copies);
+    } else {
+      Map maps = job.infer.y;
+      maps.data = static_cast<char*>(maps.data) + first * maps.n * size;
+      run_direct(job, clip, maps);
+    }
   }
   return y;
 }

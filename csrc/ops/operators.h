@@ -24,7 +24,8 @@ Tensor sep_conv2d_masked_stack(Tensor x, std::vector<Tensor> pointwise,
                                std::vector<Tensor> time_taps, std::vector<Tensor> freq_taps,
                                std::vector<Tensor> bias, std::vector<int64_t> dilation,
                                std::vector<int64_t> pool, std::optional<Tensor> scale,
-                               std::optional<Tensor> shift, Tensor stripes, bool bf16);
+                               std::optional<Tensor> shift, Tensor stripes, bool bf16, bool head,
+                               std::vector<Tensor> head_weight, std::vector<Tensor> head_bias);
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 Gradients sep_conv2d_backward(Tensor grad, Tensor x, Tensor pointwise, Tensor time_taps,

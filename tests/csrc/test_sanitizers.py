@@ -21,9 +21,12 @@ def has_avx512() -> bool:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++ and its sanitizers")
 def test_kernels_are_clean(tmp_path: Path) -> None:
-    """Those that this machine runs: of the others no more than the syntax is looked at."""
-    sources = [ROOT / "tests/csrc/sanitize.cpp", *sorted((ROOT / "csrc/cpu").glob("isa_*.cpp"))]
-    assert len(sources) == 5
+    """Those that this machine runs: of the others no more than the syntax is looked at.
+
+    isa_avx512 is left out: isa_avx512bf16 compiles the same source for as wide vectors, and more.
+    """
+    builds = [ROOT / f"csrc/cpu/isa_{name}.cpp" for name in ("baseline", "avx2", "avx512bf16")]
+    sources = [ROOT / "tests/csrc/sanitize.cpp", *builds]
     wide = has_avx512()
 
     def compile_one(source: Path) -> Path | None:

@@ -44,9 +44,23 @@ def one_by_one(x: Tensor, blocks: Any, stripes: Tensor, **options: Any) -> Tenso
 
 
 def check(x: Tensor, blocks: Any, stripes: Tensor, **options: Any) -> Tensor:
+    """The maps, and what heads make of them: both the copies' own."""
     y = fastsep.sep_conv2d_masked_stack(x, blocks, stripes, **options)
     assert torch.equal(y, one_by_one(x, blocks, stripes, **options))
+    for layers in heads(y.shape[2], x.dtype) if y.shape[3] and y.shape[4] else ():
+        outputs = fastsep.sep_conv2d_masked_stack(x, blocks, stripes, head=layers, **options)
+        expected = fastsep.global_pool_mlp(y.flatten(0, 1), layers)
+        assert torch.equal(outputs, expected.unflatten(0, y.shape[:2]))
     return y
+
+
+def heads(channels: int, dtype: torch.dtype) -> list[Any]:
+    """Pooling alone; one layer; two, of which the first is wider than what it takes."""
+    layers = [
+        (random(b, a, seed=a, dtype=dtype), random(b, seed=b, dtype=dtype))
+        for a, b in ((channels, 5), (channels, channels + 19), (channels + 19, 10))
+    ]
+    return [(), layers[:1], layers[1:]]
 
 
 def drawn(clips: int, copies: int, frames: int, bins: int, wide: int, seed: int) -> Tensor:
@@ -232,6 +246,10 @@ def test_values_that_are_not_numbers(weights: Draw, value: float) -> None:
     x[1, 0, 7, 5] = value
     y = fastsep.sep_conv2d_masked_stack(x, blocks, stripes)
     torch.testing.assert_close(y, one_by_one(x, blocks, stripes), rtol=0, atol=0, equal_nan=True)
+    for layers in heads(10, x.dtype):
+        outputs = fastsep.sep_conv2d_masked_stack(x, blocks, stripes, head=layers)
+        expected = fastsep.global_pool_mlp(y.flatten(0, 1), layers).unflatten(0, (3, 6))
+        torch.testing.assert_close(outputs, expected, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(y[[0, 2]], before[[0, 2]]) and torch.equal(y[1, :3], before[1, :3])
 
 
@@ -241,6 +259,12 @@ def test_nothing_to_do(weights: Draw, shape: tuple[int, ...]) -> None:
     x = random(shape[0], 1, 20, 24)
     y = fastsep.sep_conv2d_masked_stack(x, blocks, torch.zeros(shape, dtype=torch.int64))
     assert y.shape == (*shape[:2], 5, 5, 6)
+    layers = heads(5, x.dtype)[-1]
+    stripes = torch.zeros(shape, dtype=torch.int64)
+    for name in ("cpu", "reference"):
+        with fastsep.use_backend(name):
+            outputs = fastsep.sep_conv2d_masked_stack(x, blocks, stripes, head=layers)
+        assert outputs.shape == (*shape[:2], 10)
     if y.numel():
         assert torch.equal(y[:, 0], fastsep.sep_conv2d_stack(x, blocks))
     with fastsep.use_backend("reference"):
@@ -253,6 +277,11 @@ def test_maps_too_small_for_the_stack(weights: Draw) -> None:
         random(1, 1, 3, 8), network(weights, 6, 5), torch.zeros(1, 2, 1, 3, dtype=torch.int32)
     )
     assert y.shape == (1, 2, 5, 0, 2)
+    for name in ("cpu", "reference"):
+        with fastsep.use_backend(name), pytest.raises(ValueError, match=r"at least one frame"):
+            fastsep.sep_conv2d_masked_stack(
+                random(1, 1, 3, 8), network(weights, 6, 5), torch.zeros(1, 2, 1, 3).int(), head=()
+            )
 
 
 @pytest.mark.parametrize("backend_", ["reference", "cpu"])
@@ -267,8 +296,13 @@ def test_gradients_go_copy_by_copy(weights: Draw, backend_: str) -> None:
         copies = x.repeat_interleave(3, 0)
         alone = fastsep.sep_conv2d_stack(copies, blocks, stripes=stripes.flatten(0, 1))
         torch.testing.assert_close(y.flatten(0, 1), alone, rtol=1e-4, atol=1e-5)
-        (expected,) = torch.autograd.grad(alone, x, grad.flatten(0, 1))
+        (expected,) = torch.autograd.grad(alone, x, grad.flatten(0, 1), retain_graph=True)
         torch.testing.assert_close(dx, expected, rtol=1e-4, atol=1e-4)
+        layers = heads(5, x.dtype)[-1]
+        outputs = fastsep.sep_conv2d_masked_stack(x, blocks, stripes, head=layers)
+        (dx,) = torch.autograd.grad(outputs.sum(), x)
+        (expected,) = torch.autograd.grad(fastsep.global_pool_mlp(alone, layers).sum(), x)
+        torch.testing.assert_close(dx, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_opcheck_and_compile(weights: Draw) -> None:
@@ -278,14 +312,21 @@ def test_opcheck_and_compile(weights: Draw) -> None:
         columns = [list(column) for column in zip(*blocks, strict=True)]
         scale, shift = random(24, seed=1), random(24, seed=2)
         op = torch.ops.fastsep.sep_conv2d_masked_stack.default
-        torch.library.opcheck(op, (x, *columns, scale, shift, stripes, False))
-        torch.library.opcheck(op, (x[:0], *columns, None, None, stripes[:0], False))
+        layers = [list(column) for column in zip(*heads(5, x.dtype)[-1], strict=True)]
+        torch.library.opcheck(op, (x, *columns, scale, shift, stripes, False, False, [], []))
+        torch.library.opcheck(op, (x, *columns, scale, shift, stripes, False, True, [], []))
+        torch.library.opcheck(op, (x, *columns, None, None, stripes, False, True, *layers))
+        nothing = x[:0], *columns, None, None, stripes[:0], False
+        torch.library.opcheck(op, (*nothing, False, [], []))
+        torch.library.opcheck(op, (*nothing, True, *layers))
 
-        def call(x: Tensor, stripes: Tensor) -> Tensor:
-            return fastsep.sep_conv2d_masked_stack(x, blocks, stripes)
+        for head in (None, heads(5, x.dtype)[-1]):
 
-        compiled = torch.compile(call, fullgraph=True)
-        assert torch.equal(compiled(x, stripes), call(x, stripes))
+            def call(x: Tensor, stripes: Tensor, head: Any = head) -> Tensor:
+                return fastsep.sep_conv2d_masked_stack(x, blocks, stripes, head=head)
+
+            compiled = torch.compile(call, fullgraph=True)
+            assert torch.equal(compiled(x, stripes), call(x, stripes))
 
 
 def test_transforms_run_the_reference(weights: Draw) -> None:
@@ -329,6 +370,23 @@ def test_weights_that_do_not_fit(weights: Draw) -> None:
         fastsep.sep_conv2d_masked_stack(
             random(1, 1, 20, 24), blocks, torch.zeros(1, 1, 1, 3, dtype=torch.int32)
         )
+
+
+@pytest.mark.parametrize("backend_", ["reference", "cpu"])
+def test_heads_that_do_not_fit(weights: Draw, backend_: str) -> None:
+    x, blocks = random(1, 1, 20, 24), network(weights, 6, 5)
+    stripes = torch.zeros(1, 1, 1, 3, dtype=torch.int32)
+    layer = random(3, 5), random(3)
+    with fastsep.use_backend(backend_):
+        for head, words in (
+            ([(random(3, 6), random(3))], r"layers\[0\] weight"),
+            ([layer, layer], r"layers\[1\] weight"),
+            ([(random(3, 5), random(4))], r"layers\[0\] bias"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                fastsep.sep_conv2d_masked_stack(x, blocks, stripes, head=head)
+        with pytest.raises(TypeError, match="pair of tensors"):
+            fastsep.sep_conv2d_masked_stack(x, blocks, stripes, head=[random(3, 5)])
 
 
 class TestModule:

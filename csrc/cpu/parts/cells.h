@@ -55,49 +55,74 @@ struct Around {
   int32_t up, left, centre, right, down;
 };
 
+// The same of the four outputs that are a whole cell of the next map: they read twelve cells, not
+// twenty.
+struct AroundFour {
+  int32_t up[2], upper[4], lower[4], down[2];  // upper, lower: of two rows, from left to right
+
+  FASTSEP_INLINE Around of(int64_t p) const {
+    const int32_t* const row = (p < 2 ? upper : lower) + p % 2;
+    return {p < 2 ? up[p] : upper[p - 1], row[0], row[1], row[2],
+            p < 2 ? lower[p + 1] : down[p - 2]};
+  }
+};
+
+// The rows of cells that a row of outputs reads.
+struct Near {
+  const int32_t *above, *row, *below;
+
+  FASTSEP_INLINE Around at(int64_t f) const {
+    return {above[f], row[f - 1], row[f], row[f + 1], below[f]};
+  }
+};
+
 // Outputs to be computed and where each goes. Those that are a whole cell of the next map, four in
 // a row, come first.
 class Outputs {
  public:
   Outputs() = default;
   Outputs(Bump& bump, int64_t most)
-      : around_(bump.take<Around>(most)), targets_(bump.take<int32_t>(most)), most_(most) {}
+      : fours_(bump.take<AroundFour>(most / 4)),
+        singles_(bump.take<Around>(most)),
+        targets_(bump.take<int32_t>(most)),
+        single_targets_(bump.take<int32_t>(most)) {}
 
-  void clear() { quads_ = others_ = 0; }
+  void clear() { num_fours_ = num_singles_ = 0; }
 
   FASTSEP_INLINE void add(const Around& around, int32_t target) {
-    ++others_;
-    around_[most_ - others_] = around;
-    targets_[most_ - others_] = target;
+    singles_[num_singles_] = around;
+    single_targets_[num_singles_++] = target;
   }
 
-  // around(p) and target(p) of the four positions of a cell.
-  template <class AroundOf, class TargetOf>
-  FASTSEP_INLINE void add_quad(AroundOf around, TargetOf target) {
-    for (int64_t p = 0; p < 4; ++p) {
-      around_[4 * quads_ + p] = around(p);
-      targets_[4 * quads_ + p] = target(p);
-    }
-    ++quads_;
+  // Outputs f and f + 1 of two rows; target(row of two, output).
+  template <class Target>
+  FASTSEP_INLINE void add_four(const Near* near, int64_t f, Target target) {
+    AroundFour& four = fours_[num_fours_];
+    std::memcpy(four.up, near[0].above + f, sizeof four.up);
+    std::memcpy(four.upper, near[0].row + f - 1, sizeof four.upper);
+    std::memcpy(four.lower, near[1].row + f - 1, sizeof four.lower);
+    std::memcpy(four.down, near[1].below + f, sizeof four.down);
+    for (int64_t p = 0; p < 4; ++p) targets_[4 * num_fours_ + p] = target(p / 2, f + p % 2);
+    ++num_fours_;
   }
 
-  // When all are there: makes one list of them.
+  // When all are there: makes one list of the targets.
   void close() {
-    std::memmove(around_ + 4 * quads_, around_ + most_ - others_,
-                 size_t(others_) * sizeof *around_);
-    std::memmove(targets_ + 4 * quads_, targets_ + most_ - others_,
-                 size_t(others_) * sizeof *targets_);
+    std::memcpy(targets_ + 4 * num_fours_, single_targets_,
+                size_t(num_singles_) * sizeof *targets_);
   }
 
-  int64_t count() const { return 4 * quads_ + others_; }
-  int64_t quads() const { return quads_; }
-  const Around* around() const { return around_; }
+  int64_t count() const { return 4 * num_fours_ + num_singles_; }
+  int64_t num_fours() const { return num_fours_; }
+  const AroundFour* fours() const { return fours_; }
+  const Around* singles() const { return singles_; }
   const int32_t* targets() const { return targets_; }
 
  private:
-  Around* around_ = nullptr;
-  int32_t* targets_ = nullptr;
-  int64_t most_ = 0, quads_ = 0, others_ = 0;
+  AroundFour* fours_ = nullptr;
+  Around* singles_ = nullptr;
+  int32_t *targets_ = nullptr, *single_targets_ = nullptr;
+  int64_t num_fours_ = 0, num_singles_ = 0;
 };
 
 struct Move {
@@ -167,16 +192,16 @@ FASTSEP_INLINE Vec<T> pooled_cell(const Taps<T>& taps, const T* z, const Around&
   return (value[0] + value[1]) + (value[2] + value[3]);
 }
 
-// Of the four outputs that are a cell of the next map: they read twelve cells, not twenty.
+// The same of four outputs.
 template <class T>
-FASTSEP_INLINE void pooled_quad(const Taps<T>& taps, const T* z, const Around* at, T* y) {
+FASTSEP_INLINE void pooled_four(const Taps<T>& taps, const T* z, const AroundFour& at, T* y) {
   constexpr int64_t L = kLanes<T>;
-  const T *up0 = pinned(z + at[0].up), *up1 = pinned(z + at[1].up), *left0 = pinned(z + at[0].left),
-          *c0 = pinned(z + at[0].centre), *c1 = pinned(z + at[1].centre),
-          *right1 = pinned(z + at[1].right), *left2 = pinned(z + at[2].left),
-          *c2 = pinned(z + at[2].centre), *c3 = pinned(z + at[3].centre),
-          *right3 = pinned(z + at[3].right), *down2 = pinned(z + at[2].down),
-          *down3 = pinned(z + at[3].down);
+  const T *up0 = pinned(z + at.up[0]), *up1 = pinned(z + at.up[1]),
+          *left0 = pinned(z + at.upper[0]), *c0 = pinned(z + at.upper[1]),
+          *c1 = pinned(z + at.upper[2]), *right1 = pinned(z + at.upper[3]),
+          *left2 = pinned(z + at.lower[0]), *c2 = pinned(z + at.lower[1]),
+          *c3 = pinned(z + at.lower[2]), *right3 = pinned(z + at.lower[3]),
+          *down2 = pinned(z + at.down[0]), *down3 = pinned(z + at.down[1]);
   Vec<T> value[4][4];
 #pragma GCC unroll 4
   for (int64_t p = 0; p < 4; ++p) {
@@ -201,39 +226,40 @@ FASTSEP_INLINE void pooled_quad(const Taps<T>& taps, const T* z, const Around* a
   }
 }
 
-// pooled_cross of outputs anywhere, to the same bits; y is a list of them, of which the first
-// 4 * quads are whole cells of the next map.
+// pooled_cross of outputs anywhere, to the same bits; y is a list of them, fours first.
 template <class T>
-void pooled_cells(const T* packed_taps, const Cells<T>& cells, int64_t groups, const Around* around,
-                  int64_t quads, int64_t count, T* y, int64_t y_stride) {
+void pooled_cells(const T* packed_taps, const Cells<T>& cells, int64_t groups,
+                  const AroundFour* fours, int64_t num_fours, const Around* singles,
+                  int64_t num_singles, T* y, int64_t y_stride) {
   constexpr int64_t L = kLanes<T>;
-  for (int64_t i = 0; i < 4 * quads; i += 4) {
+  for (int64_t i = 0; i < num_fours; ++i) {
     const T* z = cells.base();
     const T* packed = packed_taps;
-    T* to = y + i * L;
+    T* to = y + 4 * i * L;
     for (int64_t g = 0; g < groups; ++g, packed += Taps<T>::kSize, z += 4 * L, to += y_stride) {
-      pooled_quad(Taps<T>::read(packed), z, around + i, to);
+      pooled_four(Taps<T>::read(packed), z, fours[i], to);
     }
   }
-  for (int64_t i = 4 * quads; i < count; ++i) {
+  y += 4 * num_fours * L;
+  for (int64_t i = 0; i < num_singles; ++i) {
     const T* z = cells.base();
     for (int64_t g = 0; g < groups; ++g, z += 4 * L) {
       store(y + g * y_stride + i * L,
-            pooled_cell(Taps<T>::read(packed_taps + g * Taps<T>::kSize), z, around[i]));
+            pooled_cell(Taps<T>::read(packed_taps + g * Taps<T>::kSize), z, singles[i]));
     }
   }
 }
 
 // The same of one channel, to the bits of pooled_lone, for NV groups.
 template <class T, int NV>
-void pooled_lone_cells(const T* packed_taps, const Cells<T>& cells, const Around* around,
-                       int64_t count, T* y, int64_t y_stride) {
+void pooled_lone_cells(const T* packed_taps, const Cells<T>& cells, const AroundFour* fours,
+                       int64_t num_fours, const Around* singles, int64_t num_singles, T* y,
+                       int64_t y_stride) {
   constexpr int64_t L = kLanes<T>;
   Taps<T> taps[NV];
   for (int j = 0; j < NV; ++j) taps[j] = Taps<T>::read(packed_taps + j * Taps<T>::kSize);
-  const T* x = cells.base();
-  for (int64_t i = 0; i < count; ++i) {
-    const Around& at = around[i];
+  const T* const x = cells.base();
+  const auto put = [&](const Around& at) {
     Vec<T> sum[NV];
 #pragma GCC unroll 4
     for (int64_t p = 0; p < 4; ++p) {
@@ -249,8 +275,11 @@ void pooled_lone_cells(const T* packed_taps, const Cells<T>& cells, const Around
 #undef FASTSEP_EACH_GROUP
     }
 #pragma GCC unroll 4
-    for (int j = 0; j < NV; ++j) store(y + j * y_stride + i * L, sum[j]);
-  }
+    for (int j = 0; j < NV; ++j) store(y + j * y_stride, sum[j]);
+    y += L;
+  };
+  for (int64_t i = 0; i < 4 * num_fours; ++i) put(fours[i / 4].of(i % 4));
+  for (int64_t i = 0; i < num_singles; ++i) put(singles[i]);
 }
 
 }  // namespace fastsep::FASTSEP_ISA

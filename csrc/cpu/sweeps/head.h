@@ -14,24 +14,58 @@
 
 namespace fastsep::FASTSEP_ISA {
 
+// Of all bins, f(bin) of L channels each.
+template <class T, class F>
+FASTSEP_INLINE Vec<T> sum_of_vectors(int64_t bins, F f) {
+  constexpr int64_t L = kLanes<T>;
+  Vec<T> sum = {};
+  int64_t bin = 0;
+  if (bins >= L) {
+    Vec<T> square[L] = {};  // of bins l, l + L, l + 2 L ...
+    for (; bin + L <= bins; bin += L) {
+      for (int64_t l = 0; l < L; ++l) square[l] += f(bin + l);
+    }
+    for (int64_t l = 0; l < L; ++l) sum += square[l];
+  }
+  for (; bin < bins; ++bin) sum += f(bin);
+  return sum;
+}
+
+// Pools L channels over time, from sums over their bins.
+template <class T>
+FASTSEP_INLINE void pool_frame(Vec<T> sum, bool first, T* largest, T* total) {
+  if (first) {
+    store(largest, sum);
+    store(total, sum);
+  } else {
+    const Vec<T> before = load(largest);
+    store(largest, sum > before ? sum : before);
+    store(total, load(total) + sum);
+  }
+}
+template <class T>
+FASTSEP_INLINE Vec<T> pooled_frames(const T* largest, const T* total, int64_t frames,
+                                    int64_t bins) {
+  return (load(largest) + load(total) / T(frames)) / T(bins);
+}
+
 // Sums over the bins of L channels at one time.
 template <class S, class T = Compute<S>>
 FASTSEP_INLINE Vec<T> sum_of_bins(const S* x, const Map& map, int64_t channels, int64_t bins) {
   constexpr int64_t L = kLanes<T>;
+  if (channels == L && map.c == 1) {
+    return sum_of_vectors<T>(bins, [&](int64_t f) { return load_as<S>(x + f * map.f); });
+  }
   Vec<T> sum = {};
   int64_t f = 0;
-  const bool channels_last = map.c == 1;
-  if (channels == L && bins >= L && (channels_last || map.f == 1)) {
-    Vec<T> square[L] = {};  // of bins f, f + L, f + 2 L ...: the order of sums is that of both
+  if (channels == L && bins >= L && map.f == 1) {
+    Vec<T> square[L] = {};  // as in sum_of_vectors, but for the transposition
     for (; f + L <= bins; f += L) {
-      for (int64_t l = 0; l < L; ++l) {
-        square[l] += load_as<S>(channels_last ? x + (f + l) * map.f : x + l * map.c + f);
-      }
+      for (int64_t l = 0; l < L; ++l) square[l] += load_as<S>(x + l * map.c + f);
     }
-    if (!channels_last) transpose<T>(square);
+    transpose<T>(square);
     for (int64_t l = 0; l < L; ++l) sum += square[l];
   }
-  for (; channels_last && channels == L && f < bins; ++f) sum += load_as<S>(x + f * map.f);
   for (; f < bins; ++f) {
     for (int64_t l = 0; l < channels; ++l) sum[l] += widen(x[l * map.c + f * map.f]);
   }
@@ -51,18 +85,11 @@ void global_pool(const Head& job, int64_t n, T* y, T* total) {
       for (int64_t c = first; c < stop; c += L) {
         const Vec<T> sum =
             sum_of_bins<S>(x + c * job.x.c, job.x, least(L, job.channels - c), job.bins);
-        if (t == 0) {
-          store(y + c, sum);
-          store(total + c, sum);
-        } else {
-          const Vec<T> largest = load(y + c);
-          store(y + c, sum > largest ? sum : largest);
-          store(total + c, load(total + c) + sum);
-        }
+        pool_frame(sum, t == 0, y + c, total + c);
       }
     }
     for (int64_t c = first; c < stop; c += L) {
-      store(y + c, (load(y + c) + load(total + c) / T(job.frames)) / T(job.bins));
+      store(y + c, pooled_frames(y + c, total + c, job.frames, job.bins));
     }
   }
 }
@@ -107,6 +134,20 @@ class HeadSweep {
     T* x = bump.take<T>(widest(job));
     T* y = bump.take<T>(widest(job));
     global_pool<S>(job, n, y, x);
+    finish(job, y, x, n);
+  }
+
+  // Values of the longest vector between two layers, in whole vectors.
+  static int64_t widest(const Head& job) {
+    int64_t most_values = job.channels;
+    for (int64_t i = 0; i < job.num_layers; ++i) {
+      most_values = most(most_values, job.layers[i].out);
+    }
+    return ceil_div(most_values, kLanes<T>) * kLanes<T>;
+  }
+
+  // From the pooled y; x is as large.
+  static void finish(const Head& job, T* y, T* x, int64_t n) {
     int64_t out = job.channels;
     for (int64_t i = 0; i < job.num_layers; ++i) {
       T* const last = y;
@@ -118,16 +159,6 @@ class HeadSweep {
     }
     S* to = static_cast<S*>(job.y) + n * out;
     for (int64_t c = 0; c < out; ++c) narrow(y[c], to[c]);
-  }
-
- private:
-  // Values of the longest vector between two layers, in whole vectors.
-  static int64_t widest(const Head& job) {
-    int64_t most_values = job.channels;
-    for (int64_t i = 0; i < job.num_layers; ++i) {
-      most_values = most(most_values, job.layers[i].out);
-    }
-    return ceil_div(most_values, kLanes<T>) * kLanes<T>;
   }
 };
 

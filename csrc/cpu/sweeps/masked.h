@@ -28,6 +28,7 @@
 #include "../parts/rows.h"
 #include "../parts/scratch.h"
 #include "../parts/vec.h"
+#include "head.h"
 #include "infer.h"
 #include "limit.h"
 #include "load.h"
@@ -59,7 +60,9 @@ class MaskedSweep {
           cells(scratch, own_slots(0) + kLive * own, lone ? 1 : block.out, lone ? 1 : L),
           constant_places(scratch.take<int32_t>(Samples(in.rows).count() * in.cols)),
           places(scratch.take<int32_t>((job.together + 1) * kLive * (in.cols + 2))),
-          bits(scratch.take<uint64_t>(job.together * kLive * 2 * words_of(in.cols))) {}
+          bits(scratch.take<uint64_t>(job.together * kLive * 2 * words_of(in.cols))),
+          kinds(scratch.take<uint64_t>(job.together * 4 * words_of(in.bins))),
+          partial(scratch.take<uint64_t>(job.together * words_of(in.cols))) {}
 
     // The order of the slots. Of zeros, a lone block's cells are all the zero cell.
     int64_t constant_slot(int64_t row, int64_t col) const {
@@ -78,6 +81,7 @@ class MaskedSweep {
     int32_t* constant_places;           // [sample of a row][col]
     int32_t* places;                    // [copy, base first][row % kLive][col]: a cell's place
     uint64_t* bits;                     // [copy][row % kLive][not base, not constant][col]
+    uint64_t *kinds, *partial;          // of each copy's last row, as kinds_; cells of two kinds
     int64_t next = 0;                   // row of cells to be made from this stage's output
   };
 
@@ -147,12 +151,16 @@ class MaskedSweep {
     pairs_ = scratch.take<uint32_t>(pairs);
     outside_ = scratch.take<int32_t>(cols + 2);
     nothing_ = scratch.take<uint64_t>(words_of(cols));
-    for (auto* kind : {not_base_, not_constant_}) {
-      for (int a = 0; a < 2; ++a) kind[a] = scratch.take<uint64_t>(words_of(2 * cols));
-    }
+    kinds_ = scratch.take<uint64_t>(4 * words_of(2 * cols));
     either_ = scratch.take<uint64_t>(words_of(2 * cols));
-    partial_ = scratch.take<uint64_t>(words_of(cols));
     masked_bins_ = scratch.take<uint64_t>(job_.together * words_of(job_.infer.input.bins));
+    if (job_.head != nullptr) {
+      const int64_t copies = job_.together, widest = HeadSweep<S>::widest(*job_.head);
+      copies_y_ = scratch.take<T>(copies * 2 * last_.bins * out_);
+      from_ = scratch.take<const T*>(last_.bins);
+      largest_ = scratch.take<T>(copies * widest);
+      total_ = scratch.take<T>(copies * widest);
+    }
     base_y_ = scratch.take<T>(last_.frames * last_.bins * out_);
     constant_y_ = scratch.take<T>(4 * last_.samples() * out_);
   }
@@ -223,6 +231,7 @@ class MaskedSweep {
       stages_[0].cells.move(moves_, moves_count_);
       pass_on(0, row);
     }
+    if (job_.head != nullptr) finish_copies();
     return true;
   }
 
@@ -294,26 +303,75 @@ class MaskedSweep {
     outputs_.clear();
     for (int64_t copy = 0; copy < count_; ++copy) {
       find_kinds(n, copy, row);
-      for (int64_t a = 0; a < rows_in(last_, row); ++a) {
-        const int64_t t = 2 * row + a;
-        for (int64_t f = 0; f < last_.bins; ++f) {
-          if (!has_bit(not_base_[a], f)) {
-            put(base_y_ + (t * last_.bins + f) * out_, L, copy, t, f);
-          } else if (!has_bit(not_constant_[a], f)) {
-            const int64_t k = 4 * last_.sample(row, f / 2) + 2 * a + f % 2;
-            put(constant_y_ + k * out_, L, copy, t, f);
-          }
-        }
-      }
+      if (job_.head == nullptr) put_known(copy, row);
       list_mixed(n, copy, row,
                  [&](int64_t a, int64_t f) { return int32_t((copy * 2 + a) * last_.bins + f); });
     }
     cross(stage, [&](int64_t from, int64_t count) {
       for (int64_t k = 0; k < count; ++k) {
         const int64_t at = outputs_.targets()[from + k], copy_row = at / last_.bins;
-        put(list_ + k * L, kListStride, copy_row / 2, 2 * row + copy_row % 2, at % last_.bins);
+        if (job_.head != nullptr) {
+          keep(copies_y_, at, k);
+        } else {
+          put(list_ + k * L, kListStride, copy_row / 2, 2 * row + copy_row % 2, at % last_.bins);
+        }
       }
     });
+    for (int64_t copy = 0; job_.head != nullptr && copy < count_; ++copy) pool_rows(copy, row);
+  }
+
+  // f(position, its vectors) of those in a row of two that are the base's or constant.
+  template <class F>
+  FASTSEP_INLINE void each_known(int64_t row, int64_t a, F f) const {
+    const int64_t t = 2 * row + a;
+    for (int64_t bin = 0; bin < last_.bins; ++bin) {
+      if (!has_bit(not_base_[a], bin)) {
+        f(bin, base_y_ + (t * last_.bins + bin) * out_);
+      } else if (!has_bit(not_constant_[a], bin)) {
+        f(bin, constant_y_ + (4 * last_.sample(row, bin / 2) + 2 * a + bin % 2) * out_);
+      }
+    }
+  }
+
+  // Those positions of a copy's two rows that are not its own.
+  void put_known(int64_t copy, int64_t row) const {
+    for (int64_t a = 0; a < rows_in(last_, row); ++a) {
+      each_known(row, a, [&](int64_t f, const T* y) { put(y, L, copy, 2 * row + a, f); });
+    }
+  }
+
+  // Two rows of a copy into its pools, to the bits of global_pool.
+  void pool_rows(int64_t copy, int64_t row) {
+    const int64_t channels = job_.head->channels, widest = HeadSweep<S>::widest(*job_.head);
+    find_kinds(job_.infer.num_blocks, copy, row);
+    for (int64_t a = 0; a < rows_in(last_, row); ++a) {
+      for (int64_t f = 0; f < last_.bins; ++f) {
+        from_[f] = copies_y_ + ((copy * 2 + a) * last_.bins + f) * out_;
+      }
+      each_known(row, a, [&](int64_t f, const T* y) { from_[f] = y; });
+      for (int64_t c = 0; c < channels; c += L) {
+        const auto at = [&](int64_t f) { return load(from_[f] + c); };
+        Vec<T> sum = {};
+        if (c + L <= channels) {
+          sum = sum_of_vectors<T>(last_.bins, at);
+        } else {
+          for (int64_t f = 0; f < last_.bins; ++f) sum += at(f);
+        }
+        pool_frame(sum, row == 0 && a == 0, largest_ + copy * widest + c,
+                   total_ + copy * widest + c);
+      }
+    }
+  }
+
+  void finish_copies() {
+    const int64_t widest = HeadSweep<S>::widest(*job_.head);
+    for (int64_t copy = 0; copy < count_; ++copy) {
+      T *const y = largest_ + copy * widest, *const x = total_ + copy * widest;
+      for (int64_t c = 0; c < job_.head->channels; c += L) {
+        store(y + c, pooled_frames(y + c, x + c, last_.frames, last_.bins));
+      }
+      HeadSweep<S>::finish(*job_.head, y, x, clip_ * job_.copies + first_ + copy);
+    }
   }
 
   static int64_t rows_in(const Grid& grid, int64_t row) { return least(2, grid.frames - 2 * row); }
@@ -334,6 +392,8 @@ class MaskedSweep {
   void find_kinds(int64_t i, int64_t copy, int64_t row) {
     const Grid& map = grid(i);
     for (int64_t a = 0; a < 2; ++a) {
+      not_base_[a] = kinds_ + a * words_of(map.bins);
+      not_constant_[a] = kinds_ + (2 + a) * words_of(map.bins);
       const int64_t t = 2 * row + a;
       if (t >= map.frames) {
         for (int64_t w = 0; w < words_of(map.bins); ++w) not_base_[a][w] = not_constant_[a][w] = 0;
@@ -399,6 +459,29 @@ class MaskedSweep {
     }
   }
 
+  // The kinds of a row's cells, from those of its positions: often as in the row before.
+  void find_cells(const Stage& stage, int64_t copy, int64_t row) {
+    const int64_t bins = stage.in.bins, words = words_of(bins), cells = words_of(stage.in.cols);
+    const size_t size = size_t(4 * words) * sizeof *kinds_;
+    uint64_t* const last = stage.kinds + copy * 4 * words;
+    if (row > 0 && std::memcmp(last, kinds_, size) == 0) {
+      std::memcpy(bits(stage, copy, row, 0), bits(stage, copy, row - 1, 0),
+                  size_t(2 * cells) * sizeof *kinds_);
+      return;
+    }
+    std::memcpy(last, kinds_, size);
+    for (int64_t kind = 0; kind < 2; ++kind) {
+      const uint64_t* const* const rows = kind == 0 ? not_base_ : not_constant_;
+      for (int64_t w = 0; w < words; ++w) either_[w] = rows[0][w] | rows[1][w];
+      pairs_of(either_, bins, bits(stage, copy, row, kind));
+    }
+    // What a cell's own products do not fill.
+    for (int64_t w = 0; w < words; ++w) {
+      either_[w] = ~(not_base_[0][w] & not_constant_[0][w] & not_base_[1][w] & not_constant_[1][w]);
+    }
+    pairs_of(either_, bins, stage.partial + copy * cells);
+  }
+
   // Where a copy's cells are: the base's, constant ones, or its own, of which it lists what is to
   // be filled in.
   void place(int64_t i, int64_t copy, int64_t row) {
@@ -408,16 +491,8 @@ class MaskedSweep {
     const int32_t* const constant = stage.constant_places + Samples(map.rows).of(row) * map.cols;
     int32_t* const to = places(stage, copy, row);
     std::memcpy(to, base, size_t(map.cols) * sizeof *to);
-    for (int64_t kind = 0; kind < 2; ++kind) {
-      uint64_t* const* const rows = kind == 0 ? not_base_ : not_constant_;
-      for (int64_t w = 0; w < words_of(map.bins); ++w) either_[w] = rows[0][w] | rows[1][w];
-      pairs_of(either_, map.bins, bits(stage, copy, row, kind));
-    }
-    // What a cell's own products do not fill.
-    for (int64_t w = 0; w < words_of(map.bins); ++w) {
-      either_[w] = ~(not_base_[0][w] & not_constant_[0][w] & not_base_[1][w] & not_constant_[1][w]);
-    }
-    pairs_of(either_, map.bins, partial_);
+    find_cells(stage, copy, row);
+    const uint64_t* const partial = stage.partial + copy * words_of(map.cols);
     const uint64_t* const not_base = bits(stage, copy, row, 0);
     const uint64_t* const not_constant = bits(stage, copy, row, 1);
     for (int64_t w = 0; w < words_of(map.cols); ++w) {
@@ -426,7 +501,7 @@ class MaskedSweep {
       });
       const uint64_t own = not_base[w] & not_constant[w];
       each_bit(own, w, [&](int64_t col) { to[col] = stage.cells.place(own_slot_++); });
-      each_bit(own & partial_[w], w, [&](int64_t col) {
+      each_bit(own & partial[w], w, [&](int64_t col) {
         for (int64_t p = 0; p < 4; ++p) {
           const uint64_t f = uint64_t(2 * col + (p & 1));
           int32_t from = base[col];
@@ -475,14 +550,7 @@ class MaskedSweep {
     }
   }
 
-  // The rows of cells that an output row of the stage before grid i reads.
-  struct Near {
-    const int32_t *above, *row, *below;
-
-    FASTSEP_INLINE Around at(int64_t f) const {
-      return {above[f], row[f - 1], row[f], row[f + 1], below[f]};
-    }
-  };
+  // What an output row of the stage before grid i reads.
   Near around(int64_t i, int64_t copy, int64_t t) const {
     const Stage& stage = stages_[i - 1];
     return {places(stage, copy, t - 1), places(stage, copy, t), places(stage, copy, t + 1)};
@@ -493,10 +561,7 @@ class MaskedSweep {
   void list_word(const Near* near, int64_t w, uint64_t upper, uint64_t lower, Target target) {
     constexpr uint64_t even = 0x5555555555555555;
     const uint64_t both = upper & lower, whole = both & both >> 1 & even;
-    each_bit(whole, w, [&](int64_t f) {
-      outputs_.add_quad([&](int64_t p) { return near[p / 2].at(f + p % 2); },
-                        [&](int64_t p) { return target(p / 2, f + p % 2); });
-    });
+    each_bit(whole, w, [&](int64_t f) { outputs_.add_four(near, f, target); });
     const uint64_t rest[] = {upper & ~(whole | whole << 1), lower & ~(whole | whole << 1)};
     for (int64_t a = 0; a < 2; ++a) {
       each_bit(rest[a], w, [&](int64_t f) { outputs_.add(near[a].at(f), target(a, f)); });
@@ -509,19 +574,22 @@ class MaskedSweep {
     outputs_.close();
     for (int64_t first = 0; first < outputs_.count(); first += kChunk) {
       const int64_t count = least(kChunk, outputs_.count() - first);
-      const Around* const around = outputs_.around() + first;
+      const int64_t before = least(first / 4, outputs_.num_fours());
+      const int64_t num_fours = least(count / 4, outputs_.num_fours() - before);
+      const AroundFour* const fours = outputs_.fours() + before;
+      const Around* const singles = outputs_.singles() + first - 4 * before;
+      const int64_t num_singles = count - 4 * num_fours;
       if (stage.lone) {
         for (int64_t g = 0; g < stage.groups; g += kTileVectors) {
           with_count<kTileVectors>(least(kTileVectors, stage.groups - g), [&](auto nv) {
-            pooled_lone_cells<T, decltype(nv)::value>(stage.packed.taps + g * Taps<T>::kSize,
-                                                      stage.cells, around, count,
-                                                      list_ + g * kListStride, kListStride);
+            pooled_lone_cells<T, decltype(nv)::value>(
+                stage.packed.taps + g * Taps<T>::kSize, stage.cells, fours, num_fours, singles,
+                num_singles, list_ + g * kListStride, kListStride);
           });
         }
       } else {
-        const int64_t quads = least(count / 4, most(0, outputs_.quads() - first / 4));
-        pooled_cells(stage.packed.taps, stage.cells, stage.groups, around, quads, count, list_,
-                     kListStride);
+        pooled_cells(stage.packed.taps, stage.cells, stage.groups, fours, num_fours, singles,
+                     num_singles, list_, kListStride);
       }
       take(first, count);
     }
@@ -570,6 +638,11 @@ class MaskedSweep {
   Grid last_{0, 0};  // the result
   int64_t out_ = 0;  // its channels, in whole vectors
   T *base_y_, *constant_y_;
+  // With a head: two rows of each copy, [copy][row of two][bin][C]; where a row's positions are;
+  // each copy's pools.
+  T* copies_y_ = nullptr;
+  const T** from_ = nullptr;
+  T *largest_ = nullptr, *total_ = nullptr;
 
   int64_t clip_ = 0, first_ = 0, count_ = 0;  // the copies that are computed
   bool with_base_ = true;
@@ -582,8 +655,9 @@ class MaskedSweep {
   uint32_t* pairs_;
   int32_t* outside_;                          // places in a row outside the map
   uint64_t* nothing_;                         // bits of such a row
-  uint64_t *not_base_[2], *not_constant_[2];  // a copy's positions in a row of cells
-  uint64_t *either_, *partial_;
+  uint64_t* kinds_;                           // of a copy's positions in a row of cells:
+  uint64_t *not_base_[2], *not_constant_[2];  // sets in each of its two rows
+  uint64_t* either_;
   uint64_t* masked_bins_;  // [copy][bin]
 };
 

@@ -446,6 +446,19 @@ class TestMasked:
             model.dropout.p = 0.0
             assert torch.equal(model.masked(x, self.STRIPES), model(copies, self.STRIPES))
 
+    def test_honours_a_head_of_its_own(self) -> None:
+        class Negative(Cnn6Sep):
+            def head(self, x: Tensor) -> Tensor:
+                return -super().head(x)
+
+        torch.manual_seed(0)
+        model, x = Negative(4).eval(), torch.randn(1, 1, 50, 256)
+        with torch.no_grad():
+            logits = model.masked(x, self.STRIPES)
+            assert torch.equal(logits, model(x.expand(3, -1, -1, -1), self.STRIPES))
+            model.head = lambda maps: maps.mean((2, 3))  # type: ignore[method-assign]
+            assert model.masked(x, self.STRIPES).shape == (3, 128)
+
     @pytest.mark.parametrize("shape", [(3, 2, 3), (1, 3, 2, 3), (2, 3)])
     def test_stripes_of_other_clips(self, shape: tuple[int, ...]) -> None:
         with pytest.raises(ValueError, match=r"\(2, K, S, 3\)"):

@@ -301,7 +301,8 @@ void masked(const Kernels& kernels, DType dtype, size_t size) {
     const Buffer own(padded(k.scratch_bytes(job)));
     k.run(job, packed.data, own.data, clip, 0, copies);
   }
-  check(std::memcmp(behind.data, alone.data, bytes) == 0, "masked copies with a head");
+  check(bytes == 0 || std::memcmp(behind.data, alone.data, bytes) == 0,
+        "masked copies with a head");
 }
 
 void gradient(const Kernels& kernels, DType dtype, size_t size) {

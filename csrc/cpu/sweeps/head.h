@@ -162,6 +162,50 @@ class HeadSweep {
   }
 };
 
+// Heads of several clips whose frames come one at a time, to the bits of the sweep.
+template <class S>
+class FrameByFrame {
+  using T = Compute<S>;
+  static constexpr int64_t L = kLanes<T>;
+
+ public:
+  FrameByFrame() = default;
+  FrameByFrame(const Head& job, int64_t clips, Bump& scratch)
+      : job_(&job),
+        width_(HeadSweep<S>::widest(job)),
+        largest_(scratch.take<T>(clips * width_)),
+        total_(scratch.take<T>(clips * width_)) {}
+
+  // The next frame of a clip: bins[f] is where the channels of bin f are.
+  void add(int64_t clip, bool first, const T* const* bins) const {
+    T *const largest = largest_ + clip * width_, *const total = total_ + clip * width_;
+    for (int64_t c = 0; c < job_->channels; c += L) {
+      const auto at = [&](int64_t f) { return load(bins[f] + c); };
+      Vec<T> sum = {};
+      if (c + L <= job_->channels) {
+        sum = sum_of_vectors<T>(job_->bins, at);
+      } else {
+        for (int64_t f = 0; f < job_->bins; ++f) sum += at(f);
+      }
+      pool_frame(sum, first, largest + c, total + c);
+    }
+  }
+
+  // After the last: result n.
+  void finish(int64_t clip, int64_t n) const {
+    T *const y = largest_ + clip * width_, *const x = total_ + clip * width_;
+    for (int64_t c = 0; c < job_->channels; c += L) {
+      store(y + c, pooled_frames(y + c, x + c, job_->frames, job_->bins));
+    }
+    HeadSweep<S>::finish(*job_, y, x, n);
+  }
+
+ private:
+  const Head* job_ = nullptr;
+  int64_t width_ = 0;
+  T *largest_ = nullptr, *total_ = nullptr;
+};
+
 template <class S>
 constexpr HeadKernels kHead = {
     .scratch_bytes = HeadSweep<S>::scratch_bytes,

@@ -138,7 +138,7 @@ class MaskedSweep {
                  const Stage stage(sizes, job_, weights, scratch);
                  if (stages_ != nullptr) new (stages_ + i) Stage(stage);
                  outputs = most(outputs, (job_.together + 1) * 2 * stage.bins_out);
-                 moves = most(moves, (4 * job_.together + 4) * stage.in.cols);
+                 moves = most(moves, (4 * job_.together + 4) * stage.in.cols + 1);
                  cols = most(cols, stage.in.cols);
                  list = most(list, stage.groups * kListStride);
                  if (dot) pairs = most(pairs, row_size<T>(stage.block.in, kChunk));
@@ -155,11 +155,9 @@ class MaskedSweep {
     either_ = scratch.take<uint64_t>(words_of(2 * cols));
     masked_bins_ = scratch.take<uint64_t>(job_.together * words_of(job_.infer.input.bins));
     if (job_.head != nullptr) {
-      const int64_t copies = job_.together, widest = HeadSweep<S>::widest(*job_.head);
-      copies_y_ = scratch.take<T>(copies * 2 * last_.bins * out_);
-      from_ = scratch.take<const T*>(last_.bins);
-      largest_ = scratch.take<T>(copies * widest);
-      total_ = scratch.take<T>(copies * widest);
+      heads_ = FrameByFrame<S>(*job_.head, job_.together, scratch);
+      copies_y_ = scratch.take<T>(job_.together * 2 * last_.bins * out_);
+      frame_ = scratch.take<const T*>(last_.bins);
     }
     base_y_ = scratch.take<T>(last_.frames * last_.bins * out_);
     constant_y_ = scratch.take<T>(4 * last_.samples() * out_);
@@ -231,7 +229,9 @@ class MaskedSweep {
       stages_[0].cells.move(moves_, moves_count_);
       pass_on(0, row);
     }
-    if (job_.head != nullptr) finish_copies();
+    for (int64_t copy = 0; job_.head != nullptr && copy < count_; ++copy) {
+      heads_.finish(copy, clip_ * job_.copies + first_ + copy);
+    }
     return true;
   }
 
@@ -317,7 +317,7 @@ class MaskedSweep {
         }
       }
     });
-    for (int64_t copy = 0; job_.head != nullptr && copy < count_; ++copy) pool_rows(copy, row);
+    for (int64_t copy = 0; job_.head != nullptr && copy < count_; ++copy) pool(copy, row);
   }
 
   // f(position, its vectors) of those in a row of two that are the base's or constant.
@@ -340,37 +340,15 @@ class MaskedSweep {
     }
   }
 
-  // Two rows of a copy into its pools, to the bits of global_pool.
-  void pool_rows(int64_t copy, int64_t row) {
-    const int64_t channels = job_.head->channels, widest = HeadSweep<S>::widest(*job_.head);
+  // Two rows of a copy's result, into its head.
+  void pool(int64_t copy, int64_t row) {
     find_kinds(job_.infer.num_blocks, copy, row);
     for (int64_t a = 0; a < rows_in(last_, row); ++a) {
       for (int64_t f = 0; f < last_.bins; ++f) {
-        from_[f] = copies_y_ + ((copy * 2 + a) * last_.bins + f) * out_;
+        frame_[f] = copies_y_ + ((copy * 2 + a) * last_.bins + f) * out_;
       }
-      each_known(row, a, [&](int64_t f, const T* y) { from_[f] = y; });
-      for (int64_t c = 0; c < channels; c += L) {
-        const auto at = [&](int64_t f) { return load(from_[f] + c); };
-        Vec<T> sum = {};
-        if (c + L <= channels) {
-          sum = sum_of_vectors<T>(last_.bins, at);
-        } else {
-          for (int64_t f = 0; f < last_.bins; ++f) sum += at(f);
-        }
-        pool_frame(sum, row == 0 && a == 0, largest_ + copy * widest + c,
-                   total_ + copy * widest + c);
-      }
-    }
-  }
-
-  void finish_copies() {
-    const int64_t widest = HeadSweep<S>::widest(*job_.head);
-    for (int64_t copy = 0; copy < count_; ++copy) {
-      T *const y = largest_ + copy * widest, *const x = total_ + copy * widest;
-      for (int64_t c = 0; c < job_.head->channels; c += L) {
-        store(y + c, pooled_frames(y + c, x + c, last_.frames, last_.bins));
-      }
-      HeadSweep<S>::finish(*job_.head, y, x, clip_ * job_.copies + first_ + copy);
+      each_known(row, a, [&](int64_t f, const T* y) { frame_[f] = y; });
+      heads_.add(copy, row == 0 && a == 0, frame_);
     }
   }
 
@@ -502,20 +480,23 @@ class MaskedSweep {
       const uint64_t own = not_base[w] & not_constant[w];
       each_bit(own, w, [&](int64_t col) { to[col] = stage.cells.place(own_slot_++); });
       each_bit(own & partial[w], w, [&](int64_t col) {
+        // Without branches, which could not be predicted. Outside the map the base has its zeros.
+        const uint64_t masked = bits_of_cell(not_base_, col),
+                       not_all = bits_of_cell(not_constant_, col);
+        const int32_t from[] = {base[col], constant[col]};
         for (int64_t p = 0; p < 4; ++p) {
-          const uint64_t f = uint64_t(2 * col + (p & 1));
-          int32_t from = base[col];
-          if (!map.inside(row, col, p)) {
-            from = 0;
-          } else if (has_bit(not_base_[p / 2], f)) {
-            if (has_bit(not_constant_[p / 2], f)) continue;  // its own product
-            from = constant[col];
-          }
           const int32_t offset = stage.cells.place(0, p);
-          moves_[moves_count_++] = {to[col] + offset, from + offset};
+          moves_[moves_count_] = {to[col] + offset, from[masked >> p & 1] + offset};
+          moves_count_ += (~(masked & not_all) >> p) & 1;  // the others are its own products
         }
       });
     }
+  }
+
+  // Of sets of two rows, the four positions of a cell.
+  static uint64_t bits_of_cell(const uint64_t* const* rows, int64_t col) {
+    const auto of_row = [&](int64_t a) { return rows[a][col / 32] >> 2 * col % 64 & 3; };
+    return of_row(0) | of_row(1) << 2;
   }
 
   // All of the base's outputs that become a row of cells of grid i, and what is zero beside them.
@@ -638,11 +619,10 @@ class MaskedSweep {
   Grid last_{0, 0};  // the result
   int64_t out_ = 0;  // its channels, in whole vectors
   T *base_y_, *constant_y_;
-  // With a head: two rows of each copy, [copy][row of two][bin][C]; where a row's positions are;
-  // each copy's pools.
+  // With a head: two rows of each copy, [copy][row of two][bin][C], and where a row's bins are.
+  FrameByFrame<S> heads_;
   T* copies_y_ = nullptr;
-  const T** from_ = nullptr;
-  T *largest_ = nullptr, *total_ = nullptr;
+  const T** frame_ = nullptr;
 
   int64_t clip_ = 0, first_ = 0, count_ = 0;  // the copies that are computed
   bool with_base_ = true;

@@ -205,8 +205,9 @@ def sep_conv2d_masked_stack(
             check_head(x, blocks, head)
 
     def plain(*args: Any) -> Tensor:
-        y = copy_by_copy(_block_by_block, *args[:-3])
-        return y if head is None else global_pool_mlp(y, head)
+        *before, pools, weights, biases = args
+        y = copy_by_copy(_block_by_block, *before)
+        return global_pool_mlp(y, list(zip(weights, biases, strict=True))) if pools else y
 
     columns = [list(column) for column in zip(*blocks, strict=True)]
     behind = head is not None, weights, biases

@@ -339,12 +339,15 @@ def test_transforms_run_the_reference(weights: Draw) -> None:
             torch.testing.assert_close(mapped, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_autocast(weights: Draw) -> None:
+@pytest.mark.parametrize("backend_", ["reference", "cpu"])
+def test_autocast(weights: Draw, backend_: str) -> None:
     blocks, stripes = network(weights, 6, 5), drawn(2, 3, 20, 24, 9, 0)
     x = random(2, 1, 20, 24)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    layers = heads(5, x.dtype)[-1]
+    with torch.autocast("cpu", dtype=torch.bfloat16), fastsep.use_backend(backend_):
         y = check(x, blocks, stripes)
-    assert y.dtype == torch.bfloat16
+        outputs = fastsep.sep_conv2d_masked_stack(x, blocks, stripes, head=layers)
+    assert y.dtype == outputs.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(

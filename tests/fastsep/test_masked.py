@@ -179,6 +179,20 @@ def test_many_copies_go_in_groups(weights: Draw, copies: int) -> None:
     check(x, blocks, drawn(1, copies, 48, 64, 40, copies))
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_copies_that_share_edges(isa: str, weights: Draw, seed: int) -> None:
+    """Stripes of bins that begin or end where those of other copies do, or are the same, more often
+    than twins are remembered; with stripes of frames in some copies, here and there."""
+    frames, bins, copies = 70, 100, 24
+    rng = torch.Generator().manual_seed(seed)
+    edges = torch.tensor([0, 7, 30, 33, 61, 100])
+    ends = edges[torch.randint(6, (1, copies, 2, 2), generator=rng)].sort(-1).values
+    stripes = drawn(1, copies, frames, bins, 9, seed)
+    stripes[:, :, 2:, 1:] = ends
+    stripes[:, ::3, :2, 1:] = 0
+    check(random(1, 1, frames, bins), network(weights, 10, 18, 7), stripes)
+
+
 def test_clips_copies_and_threads_change_no_bit(
     weights: Draw, threads: Callable[[int], None]
 ) -> None:

@@ -52,6 +52,17 @@ FASTSEP_INLINE uint64_t halved(uint64_t x) {
   return (x | x >> 16) & 0x00000000ffffffff;
 }
 
+// The other way: bits 2 i and 2 i + 1 of the result are bit i of x.
+FASTSEP_INLINE uint64_t doubled(uint64_t x) {
+  x &= 0x00000000ffffffff;
+  x = (x | x << 16) & 0x0000ffff0000ffff;
+  x = (x | x << 8) & 0x00ff00ff00ff00ff;
+  x = (x | x << 4) & 0x0f0f0f0f0f0f0f0f;
+  x = (x | x << 2) & 0x3333333333333333;
+  x = (x | x << 1) & 0x5555555555555555;
+  return x | x << 1;
+}
+
 // The pairs of neighbours of which one is in the set.
 inline void pairs_of(const uint64_t* set, int64_t positions, uint64_t* pairs) {
   for (int64_t w = 0; w < words_of(positions); ++w) {

@@ -27,6 +27,7 @@
 #include "../parts/product.h"
 #include "../parts/rows.h"
 #include "../parts/scratch.h"
+#include "../parts/twins.h"
 #include "../parts/vec.h"
 #include "head.h"
 #include "infer.h"
@@ -62,7 +63,8 @@ class MaskedSweep {
           places(scratch.take<int32_t>((job.together + 1) * kLive * (in.cols + 2))),
           bits(scratch.take<uint64_t>(job.together * kLive * 2 * words_of(in.cols))),
           kinds(scratch.take<uint64_t>(job.together * 4 * words_of(in.bins))),
-          partial(scratch.take<uint64_t>(job.together * words_of(in.cols))) {}
+          partial(scratch.take<uint64_t>(job.together * words_of(in.cols))),
+          twins(scratch, in, job.together) {}
 
     // The order of the slots. Of zeros, a lone block's cells are all the zero cell.
     int64_t constant_slot(int64_t row, int64_t col) const {
@@ -82,7 +84,8 @@ class MaskedSweep {
     int32_t* places;                    // [copy, base first][row % kLive][col]: a cell's place
     uint64_t* bits;                     // [copy][row % kLive][not base, not constant][col]
     uint64_t *kinds, *partial;          // of each copy's last row, as kinds_; cells of two kinds
-    int64_t next = 0;                   // row of cells to be made from this stage's output
+    Twins twins;
+    int64_t next = 0;  // row of cells to be made from this stage's output
   };
 
  public:
@@ -132,7 +135,7 @@ class MaskedSweep {
         limit_(weights.take<T>(1)),
         stages_(scratch.take<Stage>(job.infer.num_blocks)),
         load_(unmasked(job.infer.input), true, scratch) {
-    int64_t outputs = 0, moves = 0, list = 0, pairs = 0, cols = 0;
+    int64_t outputs = 0, moves = 0, list = 0, pairs = 0, cols = 0, rows = 0;
     each_block(job.infer.blocks, job.infer.num_blocks, job.infer.input.frames, job.infer.input.bins,
                [&](int64_t i, const Sizes& sizes) {
                  const Stage stage(sizes, job_, weights, scratch);
@@ -140,6 +143,7 @@ class MaskedSweep {
                  outputs = most(outputs, (job_.together + 1) * 2 * stage.bins_out);
                  moves = most(moves, (4 * job_.together + 4) * stage.in.cols + 1);
                  cols = most(cols, stage.in.cols);
+                 rows = most(rows, stage.in.rows);
                  list = most(list, stage.groups * kListStride);
                  if (dot) pairs = most(pairs, row_size<T>(stage.block.in, kChunk));
                  last_ = stage.result;
@@ -150,7 +154,10 @@ class MaskedSweep {
     list_ = scratch.take<T>(list);
     pairs_ = scratch.take<uint32_t>(pairs);
     outside_ = scratch.take<int32_t>(cols + 2);
-    nothing_ = scratch.take<uint64_t>(words_of(cols));
+    nothing_ = scratch.take<uint64_t>(words_of(most(cols, rows)));
+    shared_ = scratch.take<uint64_t>(words_of(cols));
+    set_ = scratch.take<uint64_t>(words_of(2 * most(cols, rows)));
+    reach_ = scratch.take<uint64_t>(words_of(most(cols, rows)));
     kinds_ = scratch.take<uint64_t>(4 * words_of(2 * cols));
     either_ = scratch.take<uint64_t>(words_of(2 * cols));
     masked_bins_ = scratch.take<uint64_t>(job_.together * words_of(job_.infer.input.bins));
@@ -172,7 +179,8 @@ class MaskedSweep {
   // A clip of zeros: all that the copies may need of it.
   void find_constants() {
     const int64_t n = job_.infer.num_blocks;
-    std::memset(nothing_, 0, size_t(words_of(stages_[0].in.cols)) * sizeof *nothing_);
+    const Grid& input = stages_[0].in;
+    std::memset(nothing_, 0, size_t(words_of(most(input.cols, input.rows))) * sizeof *nothing_);
     std::memset(outside_, 0, size_t(stages_[0].in.cols + 2) * sizeof *outside_);
     for (int64_t i = 0; i < n; ++i) {
       const Stage& stage = stages_[i];
@@ -217,6 +225,7 @@ class MaskedSweep {
   bool run_copies() {
     for (int64_t i = 0; i < job_.infer.num_blocks; ++i) stages_[i].next = 0;
     find_masked_bins();
+    find_twins();
     for (int64_t row = 0; row < stages_[0].in.rows; ++row) {
       if (with_base_ && !load_row(row)) return false;
       moves_count_ = 0;
@@ -283,7 +292,7 @@ class MaskedSweep {
       find_kinds(i, copy, row);
       place(i, copy, row);
       const int32_t* const to = places(stages_[i], copy, row);
-      list_mixed(i, copy, row, [&](int64_t a, int64_t f) {
+      list_mixed(i, copy, row, shared_, [&](int64_t a, int64_t f) {
         return to[f / 2] + stages_[i].cells.place(0, 2 * a + f % 2);
       });
     }
@@ -304,7 +313,7 @@ class MaskedSweep {
     for (int64_t copy = 0; copy < count_; ++copy) {
       find_kinds(n, copy, row);
       if (job_.head == nullptr) put_known(copy, row);
-      list_mixed(n, copy, row,
+      list_mixed(n, copy, row, nothing_,
                  [&](int64_t a, int64_t f) { return int32_t((copy * 2 + a) * last_.bins + f); });
     }
     cross(stage, [&](int64_t from, int64_t count) {
@@ -415,6 +424,51 @@ class MaskedSweep {
     }
   }
 
+  // f(twins, cells) of each stage, for the rows or columns of cells that depend on a set of frames
+  // or bins, which is overwritten.
+  template <class F>
+  void each_reach(uint64_t* set, bool along_time, F f) const {
+    for (int64_t i = 0; i < job_.infer.num_blocks; ++i) {
+      const Stage& stage = stages_[i];
+      pairs_of(set, along_time ? stage.in.frames : stage.in.bins, reach_);
+      f(stage.twins, reach_);
+      reached_from(reach_, nothing_, nothing_, along_time ? stage.in.rows : stage.in.cols,
+                   along_time ? stage.frames_out : stage.bins_out, set);
+    }
+  }
+
+  void find_twins() const {
+    const Input& input = job_.infer.input;
+    const int64_t words = words_of(input.bins);
+    for (int64_t copy = 0; copy < count_; ++copy) {
+      find_masked_frames(copy, set_);
+      each_reach(set_, true,
+                 [&](const Twins& twins, const uint64_t* rows) { twins.add(copy, rows); });
+      const uint64_t* const bins = masked_bins(copy);
+      const auto mix = [&](const Twins& twins, const uint64_t* cols) { twins.mix(copy, cols); };
+      for (int64_t w = 0; w < words; ++w) set_[w] = bins[w];
+      each_reach(set_, false, mix);
+      for (int64_t w = 0; w < words; ++w) set_[w] = bits_below(input.bins, w) & ~bins[w];
+      each_reach(set_, false, mix);
+      for (int64_t other = 0; other < copy; ++other) {
+        for (int64_t w = 0; w < words; ++w) set_[w] = bins[w] ^ masked_bins(other)[w];
+        each_reach(set_, false, [&](const Twins& twins, const uint64_t* differ) {
+          twins.compare(copy, other, differ);
+        });
+      }
+    }
+  }
+
+  void find_masked_frames(int64_t copy, uint64_t* set) const {
+    const Input& input = job_.infer.input;
+    for (int64_t w = 0; w < words_of(input.frames); ++w) set[w] = 0;
+    const int32_t* stripe = stripes_of(copy);
+    for (int64_t s = 0; s < input.num_stripes; ++s, stripe += 3) {
+      const int64_t start = most(stripe[1], 0), stop = least(stripe[2], input.frames);
+      if (stripe[0] == 0 && start < stop) add_bits(set, start, stop);
+    }
+  }
+
   // The bins of frame t that the copy's stripes cover.
   void find_masked(int64_t copy, int64_t t, uint64_t* set) const {
     const Input& input = job_.infer.input;
@@ -473,11 +527,21 @@ class MaskedSweep {
     const uint64_t* const partial = stage.partial + copy * words_of(map.cols);
     const uint64_t* const not_base = bits(stage, copy, row, 0);
     const uint64_t* const not_constant = bits(stage, copy, row, 1);
+    for (int64_t w = 0; w < words_of(map.cols); ++w) shared_[w] = 0;
+    if (i > 0) {
+      stage.twins.each(copy, row, [&](int64_t twin, const uint64_t* cols) {
+        const int32_t* const from = places(stage, twin, row);
+        for (int64_t w = 0; w < words_of(map.cols); ++w) {
+          each_bit(cols[w] & ~shared_[w], w, [&](int64_t col) { to[col] = from[col]; });
+          shared_[w] |= cols[w];
+        }
+      });
+    }
     for (int64_t w = 0; w < words_of(map.cols); ++w) {
       each_run(not_base[w] & ~not_constant[w], w, [&](int64_t col, int64_t stop) {
         for (; col < stop; ++col) to[col] = constant[col];
       });
-      const uint64_t own = not_base[w] & not_constant[w];
+      const uint64_t own = not_base[w] & not_constant[w] & ~shared_[w];
       each_bit(own, w, [&](int64_t col) { to[col] = stage.cells.place(own_slot_++); });
       each_bit(own & partial[w], w, [&](int64_t col) {
         // Without branches, which could not be predicted. Outside the map the base has its zeros.
@@ -521,13 +585,14 @@ class MaskedSweep {
     }
   }
 
-  // A copy's own: target(row of two, position) says where it goes.
+  // A copy's own, but for cells that it shares: target(row of two, position) says where it goes.
   template <class Target>
-  void list_mixed(int64_t i, int64_t copy, int64_t row, Target target) {
+  void list_mixed(int64_t i, int64_t copy, int64_t row, const uint64_t* shared, Target target) {
     const Near near[] = {around(i, copy, 2 * row), around(i, copy, 2 * row + 1)};
     for (int64_t w = 0; w < words_of(grid(i).bins); ++w) {
-      list_word(near, w, not_base_[0][w] & not_constant_[0][w],
-                not_base_[1][w] & not_constant_[1][w], target);
+      const uint64_t rest = ~doubled(shared[w / 2] >> w % 2 * 32);
+      list_word(near, w, not_base_[0][w] & not_constant_[0][w] & rest,
+                not_base_[1][w] & not_constant_[1][w] & rest, target);
     }
   }
 
@@ -638,7 +703,9 @@ class MaskedSweep {
   uint64_t* kinds_;                           // of a copy's positions in a row of cells:
   uint64_t *not_base_[2], *not_constant_[2];  // sets in each of its two rows
   uint64_t* either_;
-  uint64_t* masked_bins_;  // [copy][bin]
+  uint64_t* masked_bins_;   // [copy][bin]
+  uint64_t* shared_;        // of a copy's cells in a row: those of a twin
+  uint64_t *set_, *reach_;  // while twins are looked for
 };
 
 template <class S, bool dot>

@@ -6,9 +6,9 @@
 //   mixed     neither
 //
 // Only mixed positions are a copy's own to compute. A cell of z with positions of both kinds is its
-// own too, filled from the clip (the base), from zeros' maps, and with its mixed products. As
-// stripes lie along the axes, the kinds of a row are two sets of bits, which grow from block to
-// block as the cross reaches.
+// own too, filled from the clip (the base), from zeros' maps, and with its mixed products; or it is
+// that of another copy, see twins.h. As stripes lie along the axes, the kinds of a row are two sets
+// of bits, which grow from block to block as the cross reaches.
 //
 // Rows of cells stream through the blocks as rows do in infer.h, all copies at once: what the base
 // and all copies need of a row is one list of outputs, crossed into a list of positions, which the
@@ -224,7 +224,9 @@ class MaskedSweep {
 
   bool run_copies() {
     for (int64_t i = 0; i < job_.infer.num_blocks; ++i) stages_[i].next = 0;
-    find_masked_bins();
+    for (int64_t copy = 0; copy < count_; ++copy) {
+      find_masked_along(copy, false, masked_bins(copy));
+    }
     find_twins();
     for (int64_t row = 0; row < stages_[0].in.rows; ++row) {
       if (with_base_ && !load_row(row)) return false;
@@ -410,17 +412,15 @@ class MaskedSweep {
     return masked_bins_ + copy * words_of(job_.infer.input.bins);
   }
 
-  // The bins that stripes of each copy cover in every frame.
-  void find_masked_bins() const {
+  // The frames or bins that stripes of a copy cover all along.
+  void find_masked_along(int64_t copy, bool frames, uint64_t* set) const {
     const Input& input = job_.infer.input;
-    for (int64_t copy = 0; copy < count_; ++copy) {
-      uint64_t* const set = masked_bins(copy);
-      for (int64_t w = 0; w < words_of(input.bins); ++w) set[w] = 0;
-      const int32_t* stripe = stripes_of(copy);
-      for (int64_t s = 0; s < input.num_stripes; ++s, stripe += 3) {
-        const int64_t start = most(stripe[1], 0), stop = least(stripe[2], input.bins);
-        if (stripe[0] == 1 && start < stop) add_bits(set, start, stop);
-      }
+    const int64_t positions = frames ? input.frames : input.bins;
+    for (int64_t w = 0; w < words_of(positions); ++w) set[w] = 0;
+    const int32_t* stripe = stripes_of(copy);
+    for (int64_t s = 0; s < input.num_stripes; ++s, stripe += 3) {
+      const int64_t start = most(stripe[1], 0), stop = least(stripe[2], positions);
+      if (stripe[0] == (frames ? 0 : 1) && start < stop) add_bits(set, start, stop);
     }
   }
 
@@ -437,11 +437,12 @@ class MaskedSweep {
     }
   }
 
+  // Each copy against those before it.
   void find_twins() const {
     const Input& input = job_.infer.input;
     const int64_t words = words_of(input.bins);
     for (int64_t copy = 0; copy < count_; ++copy) {
-      find_masked_frames(copy, set_);
+      find_masked_along(copy, true, set_);
       each_reach(set_, true,
                  [&](const Twins& twins, const uint64_t* rows) { twins.add(copy, rows); });
       const uint64_t* const bins = masked_bins(copy);
@@ -456,16 +457,6 @@ class MaskedSweep {
           twins.compare(copy, other, differ);
         });
       }
-    }
-  }
-
-  void find_masked_frames(int64_t copy, uint64_t* set) const {
-    const Input& input = job_.infer.input;
-    for (int64_t w = 0; w < words_of(input.frames); ++w) set[w] = 0;
-    const int32_t* stripe = stripes_of(copy);
-    for (int64_t s = 0; s < input.num_stripes; ++s, stripe += 3) {
-      const int64_t start = most(stripe[1], 0), stop = least(stripe[2], input.frames);
-      if (stripe[0] == 0 && start < stop) add_bits(set, start, stop);
     }
   }
 

@@ -446,7 +446,7 @@ class TestMasked:
             model.dropout.p = 0.0
             assert torch.equal(model.masked(x, self.STRIPES), model(copies, self.STRIPES))
 
-    def test_honours_a_head_of_its_own(self) -> None:
+    def test_honours_a_head_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Negative(Cnn6Sep):
             def head(self, x: Tensor) -> Tensor:
                 return -super().head(x)
@@ -456,7 +456,7 @@ class TestMasked:
         with torch.no_grad():
             logits = model.masked(x, self.STRIPES)
             assert torch.equal(logits, model(x.expand(3, -1, -1, -1), self.STRIPES))
-            model.head = lambda maps: maps.mean((2, 3))  # type: ignore[method-assign]
+            monkeypatch.setattr(model, "head", lambda maps: maps.mean((2, 3)))
             assert model.masked(x, self.STRIPES).shape == (3, 128)
 
     @pytest.mark.parametrize("shape", [(3, 2, 3), (1, 3, 2, 3), (2, 3)])

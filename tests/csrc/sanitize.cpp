@@ -518,7 +518,7 @@ int main(int, char** argv) {
 #if defined(FASTSEP_AVX512)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
-    builds.push_back(&kernels_avx512bf16());  // what avx512 has and more; with emulated_bf16.h
+    builds.push_back(&kernels_avx512bf16());  // with emulated_bf16.h
   }
 #endif
 #endif

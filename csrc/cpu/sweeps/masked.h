@@ -160,6 +160,7 @@ class MaskedSweep {
     reach_ = scratch.take<uint64_t>(words_of(most(cols, rows)));
     kinds_ = scratch.take<uint64_t>(4 * words_of(2 * cols));
     either_ = scratch.take<uint64_t>(words_of(2 * cols));
+    masked_frames_ = scratch.take<uint64_t>(job_.together * words_of(job_.infer.input.frames));
     masked_bins_ = scratch.take<uint64_t>(job_.together * words_of(job_.infer.input.bins));
     if (job_.head != nullptr) {
       heads_ = FrameByFrame<S>(*job_.head, job_.together, scratch);
@@ -225,6 +226,7 @@ class MaskedSweep {
   bool run_copies() {
     for (int64_t i = 0; i < job_.infer.num_blocks; ++i) stages_[i].next = 0;
     for (int64_t copy = 0; copy < count_; ++copy) {
+      find_masked_along(copy, true, masked_frames(copy));
       find_masked_along(copy, false, masked_bins(copy));
     }
     find_twins();
@@ -408,6 +410,10 @@ class MaskedSweep {
     return input.stripes + (clip_ * job_.copies + first_ + copy) * input.num_stripes * 3;
   }
 
+  uint64_t* masked_frames(int64_t copy) const {
+    return masked_frames_ + copy * words_of(job_.infer.input.frames);
+  }
+
   uint64_t* masked_bins(int64_t copy) const {
     return masked_bins_ + copy * words_of(job_.infer.input.bins);
   }
@@ -442,7 +448,7 @@ class MaskedSweep {
     const Input& input = job_.infer.input;
     const int64_t words = words_of(input.bins);
     for (int64_t copy = 0; copy < count_; ++copy) {
-      find_masked_along(copy, true, set_);
+      std::memcpy(set_, masked_frames(copy), size_t(words_of(input.frames)) * sizeof *set_);
       each_reach(set_, true,
                  [&](const Twins& twins, const uint64_t* rows) { twins.add(copy, rows); });
       const uint64_t* const bins = masked_bins(copy);
@@ -463,11 +469,7 @@ class MaskedSweep {
   // The bins of frame t that the copy's stripes cover.
   void find_masked(int64_t copy, int64_t t, uint64_t* set) const {
     const Input& input = job_.infer.input;
-    bool all = false;
-    const int32_t* stripe = stripes_of(copy);
-    for (int64_t s = 0; s < input.num_stripes; ++s, stripe += 3) {
-      all |= stripe[0] == 0 && t >= stripe[1] && t < stripe[2];
-    }
+    const bool all = has_bit(masked_frames(copy), uint64_t(t));
     const uint64_t* const bins = masked_bins(copy);
     for (int64_t w = 0; w < words_of(input.bins); ++w) {
       set[w] = all ? bits_below(input.bins, w) : bins[w];
@@ -519,15 +521,13 @@ class MaskedSweep {
     const uint64_t* const not_base = bits(stage, copy, row, 0);
     const uint64_t* const not_constant = bits(stage, copy, row, 1);
     for (int64_t w = 0; w < words_of(map.cols); ++w) shared_[w] = 0;
-    if (i > 0) {
-      stage.twins.each(copy, row, [&](int64_t twin, const uint64_t* cols) {
-        const int32_t* const from = places(stage, twin, row);
-        for (int64_t w = 0; w < words_of(map.cols); ++w) {
-          each_bit(cols[w] & ~shared_[w], w, [&](int64_t col) { to[col] = from[col]; });
-          shared_[w] |= cols[w];
-        }
-      });
-    }
+    stage.twins.each(copy, row, [&](int64_t twin, const uint64_t* cols) {
+      const int32_t* const from = places(stage, twin, row);
+      for (int64_t w = 0; w < words_of(map.cols); ++w) {
+        each_bit(cols[w] & ~shared_[w], w, [&](int64_t col) { to[col] = from[col]; });
+        shared_[w] |= cols[w];
+      }
+    });
     for (int64_t w = 0; w < words_of(map.cols); ++w) {
       each_run(not_base[w] & ~not_constant[w], w, [&](int64_t col, int64_t stop) {
         for (; col < stop; ++col) to[col] = constant[col];
@@ -694,9 +694,9 @@ class MaskedSweep {
   uint64_t* kinds_;                           // of a copy's positions in a row of cells:
   uint64_t *not_base_[2], *not_constant_[2];  // sets in each of its two rows
   uint64_t* either_;
-  uint64_t* masked_bins_;   // [copy][bin]
-  uint64_t* shared_;        // of a copy's cells in a row: those of a twin
-  uint64_t *set_, *reach_;  // while twins are looked for
+  uint64_t *masked_frames_, *masked_bins_;  // [copy][frame], [copy][bin]
+  uint64_t* shared_;                        // of a copy's cells in a row: those of a twin
+  uint64_t *set_, *reach_;                  // while twins are looked for
 };
 
 template <class S, bool dot>

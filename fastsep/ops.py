@@ -158,6 +158,7 @@ def _(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """What is saved of a block: its input, which of the first autograd has, and z; blocked. Beside
     the input, a byte for each value of it, if the block before is one whose sums it helps to find.
+    Of a first block with one input channel, in place of z a bit for each value before pooling.
     """
     clips, _, frames, bins = x.shape
     lanes = vector_bytes() // x.element_size()
@@ -168,12 +169,12 @@ def _(
         x_row, z_row = _up(channels, lanes) * _odd(bins), _up(out, lanes) * _odd(wide)
         if i > 0 and (i > 1 or pointwise[0].shape[1] != 1) and pool[i - 1] < 16:
             x_row += _up(_up(channels, lanes) * bins, x.element_size()) // x.element_size()
-        sizes = [
-            clips * frames * x_row if i > 0 else 0,
-            clips * frames * z_row if i > 0 or channels != 1 else 0,
-        ]
-        saved += [x.new_empty(size if save else 0) for size in sizes]
+        sizes = [clips * frames * x_row if i > 0 else 0, clips * frames * z_row]
         frames, bins = frames // p, bins // p
+        if i == 0 and channels == 1:
+            bits = _up(out, lanes) // lanes * bins * p * p * (2 if lanes > 8 else 1)
+            sizes[1] = clips * frames * _odd(_up(bits, 64) // 64) * 64 // x.element_size()
+        saved += [x.new_empty(size if save else 0) for size in sizes]
     y = new_map(x, (clips, pointwise[-1].shape[0], frames, bins))
     return y, [x.new_empty(2, len(w), dtype=torch.float64) for w in pointwise], saved
 

@@ -158,7 +158,7 @@ struct TrainBlock {
   bool frozen;         // the statistics are given; else they are found
   double* statistics;  // (2, out): mean and biased variance
   void* x;             // the block's input, and what helps the block before; null for the first
-  void* z;             // null for a first block that is lone
+  void* z;             // of a lone first block, which has none: what its ReLU let through
   // Of the backward pass only.
   void* grad;    // of the block's output; null for the last block
   double* sums;  // (2, out): of da and of da (y - mean), where a is what ReLU is applied to

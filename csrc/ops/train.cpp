@@ -134,12 +134,11 @@ TrainResult sep_conv2d_bn_stack(Tensor x, std::vector<Tensor> pointwise,
   int64_t frames = job.input.frames, bins = job.input.bins;
   for (int64_t i = 0; i < n; ++i) {
     TrainBlock& b = stack.blocks[size_t(i)];
-    const bool lone = i == 0 && b.block.in == 1;
     b.frozen = mean[size_t(i)].numel() > 0 || b.block.out == 0;
     statistics.push_back(new_statistics(x, mean[size_t(i)], var[size_t(i)], b.block.out));
     b.statistics = static_cast<double*>(statistics.back().data_ptr());
     kept.push_back(new_pooled(x, {i == 0 ? 0 : k.x_size(job, i)}));
-    kept.push_back(new_pooled(x, {lone ? 0 : k.z_size(job, i)}));
+    kept.push_back(new_pooled(x, {k.z_size(job, i)}));
     b.x = kept[size_t(2 * i)].data_ptr();
     b.z = kept[size_t(2 * i + 1)].data_ptr();
     frames /= b.block.pool;
@@ -195,7 +194,6 @@ TrainGradients sep_conv2d_bn_stack_backward(
   std::vector<std::vector<double>> sums(n);
   for (size_t i = 0; i < n; ++i) {
     TrainBlock& b = stack.blocks[i];
-    const bool lone = i == 0 && b.block.in == 1;
     STD_TORCH_CHECK(statistics[i].dim() == 2 && statistics[i].size(0) == 2 &&
                         statistics[i].size(1) == b.block.out && statistics[i].is_cpu() &&
                         statistics[i].scalar_type() == ScalarType::Double,
@@ -203,8 +201,7 @@ TrainGradients sep_conv2d_bn_stack_backward(
     held.push_back(made_contiguous(statistics[i]));
     b.statistics = static_cast<double*>(held.back().data_ptr());
     b.frozen = frozen[i] != 0;
-    const int64_t sizes[] = {i == 0 ? 0 : k.x_size(job, int64_t(i)),
-                             lone ? 0 : k.z_size(job, int64_t(i))};
+    const int64_t sizes[] = {i == 0 ? 0 : k.x_size(job, int64_t(i)), k.z_size(job, int64_t(i))};
     for (size_t j = 0; j < 2; ++j) {
       const Tensor& kept = saved[2 * i + j];
       STD_TORCH_CHECK(

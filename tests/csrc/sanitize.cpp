@@ -422,7 +422,7 @@ void train(const Kernels& kernels, DType dtype, size_t size) {
       return buffers.back().data;
     };
     if (i > 0) b.x = keep(k.x_size(job, i));
-    if (i > 0 || !lone) b.z = keep(k.z_size(job, i));
+    b.z = keep(k.z_size(job, i));
     if (i + 1 < job.num_blocks) b.grad = keep(k.grad_size(job, i));
   }
   const auto run = [&](const TrainPass& pass, int64_t i) {

@@ -40,11 +40,16 @@ class Ahead {
   void spread(int64_t steps) { per_step_ = ceil_div(lines_, most(steps, 1)); }
 
   FASTSEP_INLINE void step() {
-    for (int64_t i = 0; i < per_step_; ++i) {
-      if (at_ >= end_ && !next_piece()) return;
-      __builtin_prefetch(at_, 0, 2);
-      at_ += kLine;
+    const char *at = at_, *end = end_;
+    for (int64_t i = 0; i < per_step_; ++i, at += kLine) {
+      if (at >= end) {
+        if (!next_piece()) break;
+        at = at_;
+        end = end_;
+      }
+      __builtin_prefetch(at, 0, 2);
     }
+    at_ = at;
   }
 
  private:

@@ -20,18 +20,32 @@ struct Cross {
   }
 };
 
+// What it reads at one position.
+template <class T>
+struct CrossValues {
+  Vec<T> up, left, centre, right, down;
+
+  FASTSEP_INLINE static CrossValues read(const Cross<T>& z, int64_t at) {
+    return {load(z.up + at), load(z.middle + at - z.reach), load(z.middle + at),
+            load(z.middle + at + z.reach), load(z.down + at)};
+  }
+};
+
 // Weights of one group of L channels.
 template <class T>
 struct Taps {
   Vec<T> up, left, centre, right, down, bias;
 
-  FASTSEP_INLINE Vec<T> apply(const Cross<T>& z, int64_t at) const {
-    Vec<T> y = bias + centre * load(z.middle + at);
-    y += up * load(z.up + at);
-    y += left * load(z.middle + at - z.reach);
-    y += right * load(z.middle + at + z.reach);
-    y += down * load(z.down + at);
+  FASTSEP_INLINE Vec<T> apply(const CrossValues<T>& z) const {
+    Vec<T> y = bias + centre * z.centre;
+    y += up * z.up;
+    y += left * z.left;
+    y += right * z.right;
+    y += down * z.down;
     return y;
+  }
+  FASTSEP_INLINE Vec<T> apply(const Cross<T>& z, int64_t at) const {
+    return apply(CrossValues<T>::read(z, at));
   }
 
   FASTSEP_INLINE static Taps read(const T* packed) {
@@ -178,10 +192,11 @@ void pooled_cross_pair(const T* packed_taps, int64_t groups, const T* const* row
 }
 
 // pooled_cross for NV groups of a block with one input channel, straight from its rows of scalars:
-// each is read once for all groups. between() is called after every output.
-template <class T, int P, bool with_relu, int NV, class Between>
+// each is read once for all groups. between() is called after every output, seen(i, value) before
+// ReLU with position i's values, where those of an output's window follow each other.
+template <class T, int P, bool with_relu, int NV, class Between, class Seen>
 void pooled_lone(const T* packed_taps, const Cross<T>* rows, int64_t pool, int64_t bins_out, T* y,
-                 int64_t y_stride, Between between) {
+                 int64_t y_stride, Between between, Seen seen) {
   constexpr int64_t L = kLanes<T>;
   Taps<T> taps[NV];
   for (int j = 0; j < NV; ++j) taps[j] = Taps<T>::read(packed_taps + j * Taps<T>::kSize);
@@ -200,6 +215,7 @@ void pooled_lone(const T* packed_taps, const Cross<T>* rows, int64_t pool, int64
         FASTSEP_EACH_GROUP value[j] += taps[j].left * x.middle[at - x.reach];
         FASTSEP_EACH_GROUP value[j] += taps[j].right * x.middle[at + x.reach];
         FASTSEP_EACH_GROUP value[j] += taps[j].down * x.down[at];
+        seen((f * p + i) * p + k, value);
         FASTSEP_EACH_GROUP if (with_relu) value[j] = relu<T>(value[j]);
         FASTSEP_EACH_GROUP sum[j] = i + k == 0 ? value[j] : sum[j] + value[j];
 #undef FASTSEP_EACH_GROUP
@@ -253,25 +269,37 @@ void turned_cross(const T* packed_taps, int64_t groups, const Cross<T>& dy, bool
   }
 }
 
-// What a row of one group adds to the sums that are the gradients of its taps and bias, laid out as
-// Taps.
+// What positions of one group add to the sums that are the gradients of its taps and bias.
+template <class T>
+struct TapSums {
+  Vec<T> up = {}, left = {}, centre = {}, right = {}, down = {}, bias = {};
+
+  FASTSEP_INLINE void add(const CrossValues<T>& z, Vec<T> dy) {
+    up += dy * z.up;
+    left += dy * z.left;
+    centre += dy * z.centre;
+    right += dy * z.right;
+    down += dy * z.down;
+    bias += dy;
+  }
+
+  // sums: laid out as Taps.
+  FASTSEP_INLINE void add_to(T* sums) const {
+    for (const Vec<T>& sum : {up, left, centre, right, down, bias}) {
+      store(sums, load(sums) + sum);
+      sums += kLanes<T>;
+    }
+  }
+};
+
+// Those of a row.
 template <class T>
 void add_tap_gradients(const Cross<T>& z, const T* dy, int64_t bins, T* sums) {
-  constexpr int64_t L = kLanes<T>;
-  Vec<T> up = {}, left = {}, centre = {}, right = {}, down = {}, bias = {};
-  for (int64_t f = 0; f < bins * L; f += L) {
-    const Vec<T> v = load(dy + f);
-    up += v * load(z.up + f);
-    left += v * load(z.middle + f - z.reach);
-    centre += v * load(z.middle + f);
-    right += v * load(z.middle + f + z.reach);
-    down += v * load(z.down + f);
-    bias += v;
+  TapSums<T> row;
+  for (int64_t f = 0; f < bins * kLanes<T>; f += kLanes<T>) {
+    row.add(CrossValues<T>::read(z, f), load(dy + f));
   }
-  for (const Vec<T>& sum : {up, left, centre, right, down, bias}) {
-    store(sums, load(sums) + sum);
-    sums += L;
-  }
+  row.add_to(sums);
 }
 
 }  // namespace fastsep::FASTSEP_ISA

@@ -178,8 +178,9 @@ void correlate(Row x, int64_t in, const T* g, int64_t group_stride, int64_t out,
   for (int64_t j = 0; j < groups; j += kTileVectors) {
     with_count<kTileVectors>(least(kTileVectors, groups - j), [&](auto nv) {
       constexpr int NV = decltype(nv)::value;
-      for (int64_t k = 0; k < in; k += kTileRows) {
-        with_count<kTileRows>(least(kTileRows, in - k), [&](auto m) {
+      int64_t k = 0;
+      for (int64_t tiles = ceil_div(in, kTileRows); tiles > 0; --tiles) {  // of even size, as above
+        with_count<kTileRows>(ceil_div(in - k, tiles), [&](auto m) {
           constexpr int M = decltype(m)::value;
           Tile<T, M, NV> tile;
           for (int64_t f = 0; f < bins; ++f) {
@@ -194,6 +195,7 @@ void correlate(Row x, int64_t in, const T* g, int64_t group_stride, int64_t out,
               store(to, load<T>(to) + tile.sum[i][n]);
             }
           }
+          k += M;
         });
       }
     });

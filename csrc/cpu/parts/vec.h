@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #if defined(__x86_64__)
@@ -45,6 +46,49 @@ FASTSEP_INLINE Vec<T> relu(Vec<T> v) {
   if constexpr (sizeof(T) == 8) return _mm256_max_pd(zero, v);
 #endif
   return v < zero ? zero : v;
+}
+
+// Integers as many as a vector has lanes.
+template <class T, class Integer>
+struct IntegersOf {
+  typedef Integer type __attribute__((vector_size(kLanes<T> * sizeof(Integer))));
+};
+template <class T, class Integer>
+using Integers = typename IntegersOf<T, Integer>::type;
+
+// A bit for each lane.
+template <class T>
+using LaneBits = std::conditional_t<(kLanes<T> > 8), uint16_t, uint8_t>;
+
+// Of the lanes that relu lets through, NaN among them.
+template <class T>
+FASTSEP_INLINE LaneBits<T> passed_lanes(Vec<T> v) {
+  const Vec<T> zero = {};
+#if FASTSEP_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) return _mm512_cmp_ps_mask(v, zero, _CMP_NLE_UQ);
+  if constexpr (sizeof(T) == 8) return _mm512_cmp_pd_mask(v, zero, _CMP_NLE_UQ);
+#elif FASTSEP_VECTOR_BYTES == 32
+  if constexpr (sizeof(T) == 4) return _mm256_movemask_ps(_mm256_cmp_ps(v, zero, _CMP_NLE_UQ));
+  if constexpr (sizeof(T) == 8) return _mm256_movemask_pd(_mm256_cmp_pd(v, zero, _CMP_NLE_UQ));
+#endif
+  const auto stopped = v <= zero;
+  LaneBits<T> bits = 0;
+  for (int64_t l = 0; l < kLanes<T>; ++l) bits |= LaneBits<T>((stopped[l] == 0 ? 1 : 0) << l);
+  return bits;
+}
+
+// v in the lanes whose bit is set, 0 in all others.
+template <class T>
+FASTSEP_INLINE Vec<T> only_lanes(LaneBits<T> bits, Vec<T> v) {
+#if FASTSEP_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) return _mm512_maskz_mov_ps(bits, v);
+  if constexpr (sizeof(T) == 8) return _mm512_maskz_mov_pd(bits, v);
+#endif
+  using Whole = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  Integers<T, Whole> lane = {};
+  for (int64_t l = 0; l < kLanes<T>; ++l) lane[l] = Whole(1) << l;
+  const Vec<T> zero = {};
+  return (lane & Whole(bits)) != 0 ? v : zero;
 }
 
 template <class T>

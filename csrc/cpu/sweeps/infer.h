@@ -353,11 +353,13 @@ class InferSweep {
       const bool last = &stage == stages_ + job_.num_blocks - 1;
       for (int64_t g = 0; g < groups; g += kTileVectors) {
         with_count<kTileVectors>(least(kTileVectors, groups - g), [&](auto nv) {
-          pooled_lone<T, P, with_relu, decltype(nv)::value>(stage.packed.taps + g * Taps<T>::kSize,
-                                                            stage.window, pool, stage.bins_out,
-                                                            stage.y + g * stride, stride, [&] {
-                                                              if (last) y_ahead_.step();
-                                                            });
+          pooled_lone<T, P, with_relu, decltype(nv)::value>(
+              stage.packed.taps + g * Taps<T>::kSize, stage.window, pool, stage.bins_out,
+              stage.y + g * stride, stride,
+              [&] {
+                if (last) y_ahead_.step();
+              },
+              [](int64_t, const Vec<T>*) {});
         });
       }
       return;

@@ -38,7 +38,11 @@ constexpr TrainKernels kTrain = {
           const int64_t clips = job.input.clips, size = kept_x<T>(job, i).size(clips);
           return size + (Counts<T>::are_kept(job, i) ? Counts<T>(job, i).size(clips) : 0);
         },
-    .z_size = [](const Train& job, int64_t i) { return kept_z<T>(job, i).size(job.input.clips); },
+    .z_size =
+        [](const Train& job, int64_t i) {
+          const int64_t clips = job.input.clips;
+          return is_lone(job, i) ? LonePassed<T>(job).size(clips) : kept_z<T>(job, i).size(clips);
+        },
     .grad_size = [](const Train& job,
                     int64_t i) { return kept_grad<T>(job, i).size(job.input.clips); },
     .forward = kTrainPass<TrainForward<T>>,

@@ -187,33 +187,40 @@ class TrainBackward {
     }
     const Cross<T> z = z_(n, t);
     const bool own = t >= own_begin_ && t < own_end_;
-    const auto find =
-        pool == 2 ? &TrainBackward::template find_group<2> : &TrainBackward::template find_group<0>;
+    const auto find = pool == 2 ? (own ? &TrainBackward::template find_group<2, true>
+                                       : &TrainBackward::template find_group<2, false>)
+                                : (own ? &TrainBackward::template find_group<0, true>
+                                       : &TrainBackward::template find_group<0, false>);
     for (int64_t g = 0; g < groups_; ++g) {
-      const Cross<T> of_group = z.from(g * z_.group_stride());
-      T* dy = dy_[t] + g * dy_.group_stride();
-      (this->*find)(g, of_group, used ? grad_data_ + g * grad_.group_stride() : nullptr, dy);
-      if (own) add_tap_gradients(of_group, dy, sizes_.bins, d_taps_ + g * Taps<T>::kSize);
+      (this->*find)(g, z.from(g * z_.group_stride()),
+                    used ? grad_data_ + g * grad_.group_stride() : nullptr,
+                    dy_[t] + g * dy_.group_stride());
     }
   }
 
-  template <int P>
+  // A row of dy; of an own row what it adds to the taps' gradients, too.
+  template <int P, bool own>
   void find_group(int64_t g, const Cross<T>& z, const T* grad, T* dy) {
     const int64_t p = P > 0 ? P : sizes_.block.pool;
     const NormTaps<T> norm = NormTaps<T>::read(packed_.norm + g * NormTaps<T>::kSize);
     const auto back = NormGradient<T>::read(packed_.gradient + g * NormGradient<T>::kSize);
     const Vec<T> zero = {};
+    TapSums<T> sums;
     int64_t at = 0;
+    const auto find = [&](Vec<T> full) __attribute__((always_inline)) {
+      const auto values = CrossValues<T>::read(z, at);
+      const Vec<T> v = norm.taps.apply(values);
+      const Vec<T> result = (norm.a(v) <= zero ? zero : full) + (back.constant + back.by_v * v);
+      store(dy + at, result);
+      if constexpr (own) sums.add(values, result);
+      at += L;
+    };
     for (int64_t f = 0; grad != nullptr && f < sizes_.bins_out; ++f) {
       const Vec<T> full = load(grad + f * L) * back.by_da;
-      for (int64_t k = 0; k < p; ++k, at += L) {
-        const Vec<T> v = norm.taps.apply(z, at);
-        store(dy + at, (norm.a(v) <= zero ? zero : full) + (back.constant + back.by_v * v));
-      }
+      for (int64_t k = 0; k < p; ++k) find(full);
     }
-    for (; at < sizes_.bins * L; at += L) {
-      store(dy + at, back.constant + back.by_v * norm.taps.apply(z, at));
-    }
+    while (at < sizes_.bins * L) find(zero);
+    if constexpr (own) sums.add_to(d_taps_ + g * Taps<T>::kSize);
   }
 
   void with_x(int64_t n, int64_t t) {

@@ -212,7 +212,10 @@ class TrainForward {
     if (after_lone_) {
       const Cross<T> first = lone_->crosses(t * pool, pool);
       for (int64_t i = 0; i < pool; ++i) window_[i] = first.from(i * lone_->stride());
-      LoneTaps<T>::pooled(packed_.before, groups, window_, pool, sizes_.bins, x, stride);
+      const LonePassed<T> passed(job_);
+      LaneBits<T>* const bits = passed.row(n, t);
+      LoneTaps<T>::pooled(packed_.before, groups, window_, pool, sizes_.bins, x, stride, bits);
+      passed.clear_end(bits);
     } else {
       for (int64_t i = 0; i < pool; ++i) window_[i] = (*z_before_)(n, t * pool + i);
       const auto norm = pool == 2   ? pooled_norm<T, 2>

@@ -51,16 +51,19 @@ struct LoneTaps {
     });
   }
 
-  // The block's output.
+  // The block's output, and which positions ReLU let through on the way: a row of LonePassed.
   static void pooled(const T* packed, int64_t groups, const Cross<T>* rows, int64_t pool,
-                     int64_t bins_out, T* y, int64_t y_stride) {
+                     int64_t bins_out, T* y, int64_t y_stride, LaneBits<T>* passed) {
+    const int64_t size = bins_out * pool * pool;
     for (int64_t g = 0; g < groups; g += kTileVectors) {
       with_count<kTileVectors>(least(kTileVectors, groups - g), [&](auto nv) {
         constexpr int NV = decltype(nv)::value;
-        const auto nothing = [] {};  // by its type, so that nothing is called
-        const auto run = pool == 2 ? pooled_lone<T, 2, true, NV, decltype(nothing)>
-                                   : pooled_lone<T, 0, true, NV, decltype(nothing)>;
-        run(packed + g * Taps<T>::kSize, rows, pool, bins_out, y + g * y_stride, y_stride, nothing);
+        const auto nothing = [] {};  // by their types, so that nothing is called
+        const Keep<NV> keep{passed + g * size, size};
+        const auto run = pool == 2 ? pooled_lone<T, 2, true, NV, decltype(nothing), Keep<NV>>
+                                   : pooled_lone<T, 0, true, NV, decltype(nothing), Keep<NV>>;
+        run(packed + g * Taps<T>::kSize, rows, pool, bins_out, y + g * y_stride, y_stride, nothing,
+            keep);
       });
     }
   }
@@ -74,6 +77,53 @@ struct LoneTaps {
     value += taps.down * x.down[at];
     return value;
   }
+
+ private:
+  template <int NV>
+  struct Keep {
+    LaneBits<T>* to;
+    int64_t group_stride;
+
+    FASTSEP_INLINE void operator()(int64_t i, const Vec<T>* value) const {
+#pragma GCC unroll 4
+      for (int j = 0; j < NV; ++j) to[j * group_stride + i] = passed_lanes<T>(value[j]);
+    }
+  };
+};
+
+// Which of a lone block's values its ReLU let through, which it keeps in place of z: rows of bits
+// [group][bin of the output][position in its window].
+template <class T>
+class LonePassed {
+ public:
+  explicit LonePassed(const Train& job)
+      : sizes_(sizes_of(job, 0)), base_(static_cast<char*>(job.blocks[0].z)) {}
+
+  int64_t size(int64_t clips) const {  // in elements of T
+    return clips * sizes_.frames_out * row_bytes() / int64_t(sizeof(T));
+  }
+  LaneBits<T>* row(int64_t n, int64_t t) const {
+    return reinterpret_cast<LaneBits<T>*>(base_ + (n * sizes_.frames_out + t) * row_bytes());
+  }
+  int64_t row_stride() const { return row_bytes() / int64_t(sizeof(LaneBits<T>)); }
+  int64_t group_stride() const { return sizes_.bins_out * sizes_.block.pool * sizes_.block.pool; }
+
+  // With what only keeps rows apart: the same values give the same memory.
+  void clear_end(LaneBits<T>* row) const {
+    std::memset(reinterpret_cast<char*>(row) + used_bytes(), 0, size_t(row_bytes() - used_bytes()));
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+
+  int64_t used_bytes() const {
+    return ceil_div(sizes_.block.out, kLanes<T>) * group_stride() * int64_t(sizeof(LaneBits<T>));
+  }
+  // An odd number of cache lines.
+  int64_t row_bytes() const { return (ceil_div(used_bytes(), kLine) | 1) * kLine; }
+
+  Sizes sizes_;
+  char* base_;
 };
 
 // The rows of x around those last asked for, in the order of time: the cross of row t + 1 stands

@@ -28,36 +28,25 @@ class LoneBackward {
   // below is masked or outside; the last three for the affine's gradients only.
   static constexpr int64_t kMissing = kTaps + 1, kSums = kTaps + 4;
 
-  struct Packed {
-    Packed(Bump& bump, const Train& job)
-        : folded(bump.take<T>(ceil_div(job.blocks[0].block.out, L) * Taps<T>::kSize)),
-          scaled(bump.take<T>(ceil_div(job.blocks[0].block.out, L) * Taps<T>::kSize)) {}
-    T* folded;  // whose cross is a / pool^2
-    T* scaled;  // w scale / pool^2
-  };
-
  public:
   static size_t weights_bytes(const Train& job, int64_t) {
-    Bump bump(nullptr);
-    Packed(bump, job);
-    return bump.used();
+    return size_t(ceil_div(job.blocks[0].block.out, L) * Taps<T>::kSize) * sizeof(T);
   }
 
+  // w scale / pool^2.
   static void pack(const Train& job, int64_t, void* buffer) {
-    Bump bump(buffer);
-    const Packed packed(bump, job);
     const TrainBlock& b = job.blocks[0];
     const double share = 1.0 / double(b.block.pool * b.block.pool);
-    LoneTaps<T>::pack_folded(b, packed.folded);
-    LoneTaps<T>::pack(b, packed.scaled, [&](const Norm& norm, double& factor, double& bias) {
-      factor = norm.scale() * share;
-      bias = 0;
-    });
+    LoneTaps<T>::pack(b, static_cast<T*>(buffer),
+                      [&](const Norm& norm, double& factor, double& bias) {
+                        factor = norm.scale() * share;
+                        bias = 0;
+                      });
   }
 
   static size_t scratch_bytes(const Train& job, int64_t) {
-    Bump weights(nullptr), scratch(nullptr), partial(nullptr);
-    LoneBackward(job, weights, scratch, partial);
+    Bump scratch(nullptr), partial(nullptr);
+    LoneBackward(job, nullptr, scratch, partial);
     return scratch.used();
   }
 
@@ -69,8 +58,8 @@ class LoneBackward {
 
   static void run(const Train& job, int64_t, const void* weights, void* scratch, void* partial,
                   int64_t group) {
-    Bump packed(const_cast<void*>(weights)), bump(scratch), sums(partial);
-    LoneBackward pass(job, packed, bump, sums);
+    Bump bump(scratch), sums(partial);
+    LoneBackward pass(job, static_cast<const T*>(weights), bump, sums);
     std::memset(partial, 0, sums.used());
     const int64_t items = job.input.clips * job.spans;
     for (int64_t k = items * group / job.groups; k < items * (group + 1) / job.groups; ++k) {
@@ -83,20 +72,19 @@ class LoneBackward {
   }
 
  private:
-  LoneBackward(const Train& job, Bump& weights, Bump& scratch, Bump& partial)
+  LoneBackward(const Train& job, const T* weights, Bump& scratch, Bump& partial)
       : job_(job),
         affine_(job.input.scale != nullptr),
         sizes_(sizes_of(job, 0)),
         groups_(ceil_div(sizes_.block.out, L)),
         steps_(most(kLoneRows / sizes_.block.pool, 1)),
-        packed_(weights, job),
+        weights_(weights),
+        passed_(job),
         sums_(partial, job),
-        x_(job, steps_ * sizes_.block.pool, scratch),
-        raw_(job, steps_ * sizes_.block.pool, scratch, false),
+        x_(job, steps_ * sizes_.block.pool, scratch, false),
         grad_(job, 0, steps_, scratch),
         missing_(scratch.take<T>(3 * steps_ * sizes_.block.pool)),
         bin_sums_(scratch.take<T>(groups_ * sizes_.bins * kSums * L)),
-        da_(scratch.take<T>(most(kLoneTile, sizes_.block.pool) * L)),
         x_sums_(scratch.take<double>(4 * kTaps * sizes_.bins)) {}
 
   void run_span(int64_t n, int64_t span) {
@@ -109,14 +97,13 @@ class LoneBackward {
     std::memset(x_sums_, 0, size_t(4 * kTaps * sizes_.bins) * sizeof(double));
     std::memset(counts_, 0, sizeof counts_);
     x_.start(n, first * pool);
-    if (affine_) raw_.start(n, first * pool);
     int64_t t = first * pool;
     for (int64_t row = first; row < stop; row += steps_) {
       const int64_t steps = least(steps_, stop - row);
       prepare(t, steps * pool);
       const T* grad = grad_.rows(n, row, steps);
       for (int64_t f = 0; f < sizes_.bins_out; f += kLoneBins) {
-        for (int64_t g = 0; g < groups_; ++g) add_bins(g, grad, steps, f);
+        for (int64_t g = 0; g < groups_; ++g) add_bins(g, passed_.row(n, row), grad, steps, f);
       }
       t += steps * pool;
     }
@@ -135,8 +122,7 @@ class LoneBackward {
 
   // The crosses of so many rows, and what they add to the moments.
   void prepare(int64_t t, int64_t rows) {
-    cross_ = raw_cross_ = x_.crosses(t, rows);
-    if (affine_) raw_cross_ = raw_.crosses(t, rows);
+    cross_ = x_.crosses(t, rows);
     for (int64_t i = 0; affine_ && i < rows; ++i) {
       T* missing = missing_ + 3 * i;
       for (int64_t k = 0; k < 3; ++k) {
@@ -167,7 +153,7 @@ class LoneBackward {
     const int64_t bins = sizes_.bins;
     V first[kTaps] = {}, second[kLonePairs] = {};
     for (int64_t i = 0; i < rows; ++i) {
-      const Cross<T> x = raw_cross_.from(i * x_.stride());
+      const Cross<T> x = cross_.from(i * x_.stride());
       const V v[] = {read(x.up + f), read(x.middle + f - x.reach), read(x.middle + f),
                      read(x.middle + f + x.reach), read(x.down + f)};
       int pair = 0;
@@ -187,7 +173,7 @@ class LoneBackward {
   }
 
   // What rows under `steps` rows of the gradient add to the sums of a group's bins.
-  void add_bins(int64_t g, const T* grad, int64_t steps, int64_t first) {
+  void add_bins(int64_t g, const LaneBits<T>* passed, const T* grad, int64_t steps, int64_t first) {
     const int64_t pool = sizes_.block.pool, tile = most(kLoneTile / pool, 1);
     // What is added next: the next group's, or the next bins' of the first group.
     const int64_t next =
@@ -201,66 +187,59 @@ class LoneBackward {
                                             : &LoneBackward::template add_rows<2, false>)
                                  : (missing ? &LoneBackward::template add_rows<0, true>
                                             : &LoneBackward::template add_rows<0, false>);
-      (this->*add)(g, grad, next, i, end, first, least(first + kLoneBins, sizes_.bins_out));
+      (this->*add)(g, passed, grad, next, i, end, first, least(first + kLoneBins, sizes_.bins_out));
     }
   }
 
   // What rows under rows begin to end of the gradient add to the sums of a group's bins, those
   // under bins first to stop of the output.
   template <int P, bool missing>
-  void add_rows(int64_t g, const T* grad, int64_t next, int64_t begin, int64_t end, int64_t first,
-                int64_t stop) {
+  void add_rows(int64_t g, const LaneBits<T>* passed, const T* grad, int64_t next, int64_t begin,
+                int64_t end, int64_t first, int64_t stop) {
+    constexpr int64_t count = missing ? kSums : kMissing;
     const int64_t p = P > 0 ? P : sizes_.block.pool, stride = x_.stride();
-    const Taps<T> taps = Taps<T>::read(packed_.folded + g * Taps<T>::kSize);
+    const int64_t next_bits =
+        g + 1 < groups_ ? passed_.group_stride() : kLoneBins * p * p - g * passed_.group_stride();
     const Cross<T> x_first = cross_.from(begin * p * stride);
-    const Cross<T> raw_first = raw_cross_.from(begin * p * stride);
     grad += begin * grad_.row_size() + g * grad_.group_stride();
-    const Vec<T> zero = {};
+    passed += begin * passed_.row_stride() + g * passed_.group_stride();
     T* sums = bin_sums_ + (g * sizes_.bins + first * p) * kSums * L;
     for (int64_t f = first * p; f < stop * p; ++f, sums += kSums * L) {
-      // First all da, then their sums: together a core's queues fill with what waits for one
-      // another.
       Cross<T> x = x_first.from(f);
       const T* of_bin = grad + f / p * L;
-      T* da = da_;
+      const T* there = missing_ + 3 * begin * p;
+      const LaneBits<T>* bits = passed + f / p * p * p + f % p;
+      // Two of each, so that not every sum waits for the one before.
+      Vec<T> even[count] = {}, odd[count] = {};
+      const auto add = [&](Vec<T>* sum, Vec<T> da) __attribute__((always_inline)) {
+        sum[0] += da * x.up[0];
+        sum[1] += da * x.middle[-x.reach];
+        sum[2] += da * x.middle[0];
+        sum[3] += da * x.middle[x.reach];
+        sum[4] += da * x.down[0];
+        sum[kTaps] += da;
+        if constexpr (missing) {
+          for (int64_t k = 0; k < 3; ++k) sum[kMissing + k] += da * there[k];
+          there += 3;
+        }
+        x = x.from(stride);
+      };
       for (int64_t i = begin; i < end; ++i, of_bin += grad_.row_size()) {
         const Vec<T> full = load(of_bin);
         __builtin_prefetch(of_bin + next, 0, 2);
-        for (int64_t r = 0; r < p; ++r, x = x.from(stride), da += L) {
-          store(da, LoneTaps<T>::apply(taps, x, 0) <= zero ? zero : full);
+        __builtin_prefetch(bits + next_bits, 0, 2);
+        if constexpr (P == 2) {
+          add(even, only_lanes<T>(bits[0], full));
+          add(odd, only_lanes<T>(bits[2], full));
+        } else {
+          for (int64_t r = 0; r < p; ++r) add(even, only_lanes<T>(bits[r * p], full));
         }
+        bits += passed_.row_stride();
       }
-      add_sums<missing>(raw_first.from(f), missing_ + 3 * begin * p, (end - begin) * p, sums);
-    }
-  }
-
-  // A bin's sums over rows of da, the even and the odd rows by themselves.
-  template <bool missing>
-  FASTSEP_INLINE void add_sums(Cross<T> raw, const T* there, int64_t rows, T* sums) const {
-    constexpr int64_t count = missing ? kSums : kMissing;
-    const int64_t stride = x_.stride();
-    Vec<T> even[count] = {}, odd[count] = {};
-    const auto add = [&](Vec<T>* sum, int64_t r) __attribute__((always_inline)) {
-      const Vec<T> da = load(da_ + r * L);
-      sum[0] += da * raw.up[0];
-      sum[1] += da * raw.middle[-raw.reach];
-      sum[2] += da * raw.middle[0];
-      sum[3] += da * raw.middle[raw.reach];
-      sum[4] += da * raw.down[0];
-      sum[kTaps] += da;
-      if constexpr (missing) {
-        for (int64_t k = 0; k < 3; ++k) sum[kMissing + k] += da * there[3 * r + k];
-      }
-      raw = raw.from(stride);
-    };
-    if (rows % 2 != 0) add(odd, 0);
-    for (int64_t r = rows % 2; r < rows; r += 2) {
-      add(even, r);
-      add(odd, r + 1);
-    }
 #pragma GCC unroll 9
-    for (int64_t k = 0; k < count; ++k)
-      store(sums + k * L, load(sums + k * L) + (even[k] + odd[k]));
+      for (int64_t k = 0; k < count; ++k)
+        store(sums + k * L, load(sums + k * L) + (even[k] + odd[k]));
+    }
   }
 
   void add_by_channel(int64_t k, int64_t g, Vec<T> sum) const {
@@ -288,7 +267,7 @@ class LoneBackward {
     for (int64_t k = 0; k < kTaps; ++k) {
       const int64_t row = row_of_tap(k), off = bin_of_tap(k, sizes_.reach_f);
       for (int64_t g = 0; g < groups_; ++g) {
-        const Vec<T> w = load(packed_.scaled + g * Taps<T>::kSize + k * L);
+        const Vec<T> w = load(weights_ + g * Taps<T>::kSize + k * L);
         const T* sums = bin_sums_ + g * bins * kSums * L;
         Vec<T> of_x = {}, all = {};
         for (int64_t f = 0; f < bins; ++f, sums += kSums * L) {
@@ -327,13 +306,14 @@ class LoneBackward {
   bool affine_;
   Sizes sizes_;
   int64_t groups_, steps_;
-  Packed packed_;
+  const T* weights_;
+  LonePassed<T> passed_;
   LoneSums<T> sums_;
-  LoneRows<T> x_, raw_;
+  LoneRows<T> x_;  // before the affine
   OutputGradient<T> grad_;
-  Cross<T> cross_{}, raw_cross_{};  // of the first of the rows prepared
+  Cross<T> cross_{};  // of the first of the rows prepared
   T* missing_;
-  T *bin_sums_, *da_;
+  T* bin_sums_;
   double*
       x_sums_;  // of a clip: [tap][all rows, and those whose row above, own or below is missing]
   int64_t counts_[3][3] = {};  // of a clip: rows that have both of these

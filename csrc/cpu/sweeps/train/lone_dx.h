@@ -20,11 +20,10 @@ class LoneDx {
 
   struct Packed {
     Packed(Bump& bump, int64_t groups)
-        : folded(bump.take<T>(groups * Taps<T>::kSize)),
-          centred(bump.take<T>(groups * Taps<T>::kSize)),
+        : centred(bump.take<T>(groups * Taps<T>::kSize)),
           flipped(bump.take<T>(groups * Taps<T>::kSize)),
           gradient(bump.take<T>(groups * NormGradient<T>::kSize)) {}
-    T *folded, *centred, *flipped, *gradient;  // centred: whose cross is y - mean
+    T *centred, *flipped, *gradient;  // centred: whose cross is y - mean
   };
 
  public:
@@ -39,7 +38,6 @@ class LoneDx {
     const TrainBlock& b = job.blocks[0];
     const int64_t groups = ceil_div(b.block.out, L);
     const Packed packed(bump, groups);
-    LoneTaps<T>::pack_folded(b, packed.folded);
     LoneTaps<T>::pack(b, packed.centred, [](const Norm& norm, double& factor, double& bias) {
       factor = 1;
       bias = -norm.mean;
@@ -75,6 +73,7 @@ class LoneDx {
         sizes_(sizes_of(job, 0)),
         groups_(ceil_div(sizes_.block.out, L)),
         packed_(weights, groups_),
+        passed_(job),
         load_(job.input, true, scratch),
         x_(job, 1, scratch),
         grad_(job, 0, 1, scratch),
@@ -95,17 +94,20 @@ class LoneDx {
   void find_dy(int64_t n, int64_t t) {
     const int64_t pool = sizes_.block.pool;
     const Cross<T> x = x_.crosses(t, 1);
-    const T* grad = t / pool < sizes_.frames_out ? grad_.row(n, t / pool) : nullptr;
-    const Vec<T> zero = {};
+    const bool used = t / pool < sizes_.frames_out;  // else pooling dropped the row
+    const T* grad = used ? grad_.row(n, t / pool) : nullptr;
+    const LaneBits<T>* passed = used ? passed_.row(n, t / pool) : nullptr;
     for (int64_t g = 0; g < groups_; ++g) {
-      const auto folded = Taps<T>::read(packed_.folded + g * Taps<T>::kSize);
       const auto centred = Taps<T>::read(packed_.centred + g * Taps<T>::kSize);
       const auto back = NormGradient<T>::read(packed_.gradient + g * NormGradient<T>::kSize);
       T* dy = dy_[t] + g * dy_.group_stride();
       for (int64_t f = 0; f < sizes_.bins; ++f) {
-        const bool used = grad != nullptr && f / pool < sizes_.bins_out;
-        const Vec<T> full = used ? load(grad + g * grad_.group_stride() + f / pool * L) : zero;
-        const Vec<T> da = LoneTaps<T>::apply(folded, x, f) <= zero ? zero : full;
+        Vec<T> da = {};
+        if (grad != nullptr && f / pool < sizes_.bins_out) {
+          const int64_t i = (f / pool * pool + t % pool) * pool + f % pool;
+          da = only_lanes<T>(passed[g * passed_.group_stride() + i],
+                             load(grad + g * grad_.group_stride() + f / pool * L));
+        }
         store(dy + f * L,
               back.by_da * da + (back.constant + back.by_v * LoneTaps<T>::apply(centred, x, f)));
       }
@@ -134,6 +136,7 @@ class LoneDx {
   Sizes sizes_;
   int64_t groups_;
   Packed packed_;
+  LonePassed<T> passed_;
   Load<T> load_;
   LoneRows<T> x_;
   OutputGradient<T> grad_;

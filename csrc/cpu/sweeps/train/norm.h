@@ -190,34 +190,22 @@ struct NormTaps {
   }
 };
 
-template <int64_t lanes>
-struct BytesOf {
-  typedef uint8_t type __attribute__((vector_size(lanes)));
-};
-template <size_t size>
-struct Whole {
-  using type = int32_t;
-};
-template <>
-struct Whole<8> {
-  using type = int64_t;
-};
-template <class T>
-using Bytes = typename BytesOf<kLanes<T>>::type;
-
-// Small whole numbers as bytes.
+// Small whole numbers as bytes. Integers double in size from step to step: GCC takes a longer step
+// lane by lane.
 template <class T>
 FASTSEP_INLINE void store_counts(uint8_t* to, Vec<T> counts) {
-  const Bytes<T> bytes = __builtin_convertvector(
-      __builtin_convertvector(counts, Vec<typename Whole<sizeof(T)>::type>), Bytes<T>);
+  const auto whole = __builtin_convertvector(counts, Integers<T, int32_t>);
+  const auto half = __builtin_convertvector(whole, Integers<T, uint16_t>);
+  const auto bytes = __builtin_convertvector(half, Integers<T, uint8_t>);
   __builtin_memcpy(to, &bytes, sizeof bytes);
 }
 template <class T>
 FASTSEP_INLINE Vec<T> load_counts(const uint8_t* from) {
-  Bytes<T> bytes;
+  Integers<T, uint8_t> bytes;
   __builtin_memcpy(&bytes, from, sizeof bytes);
-  return __builtin_convertvector(
-      __builtin_convertvector(bytes, Vec<typename Whole<sizeof(T)>::type>), Vec<T>);
+  const auto half = __builtin_convertvector(bytes, Integers<T, uint16_t>);
+  const auto whole = __builtin_convertvector(half, Integers<T, int32_t>);
+  return __builtin_convertvector(whole, Vec<T>);
 }
 
 // pooled_cross with batch norm before ReLU. counts, unless null: how many positions under each

@@ -214,7 +214,8 @@ class TrainForward {
       for (int64_t i = 0; i < pool; ++i) window_[i] = first.from(i * lone_->stride());
       const LonePassed<T> passed(job_);
       LaneBits<T>* const bits = passed.row(n, t);
-      LoneTaps<T>::pooled(packed_.before, groups, window_, pool, sizes_.bins, x, stride, bits);
+      LoneTaps<T>::pooled(packed_.before, groups, window_, pool, sizes_.bins, x, stride, bits,
+                          passed.group_stride());
       passed.clear_end(bits);
     } else {
       for (int64_t i = 0; i < pool; ++i) window_[i] = (*z_before_)(n, t * pool + i);

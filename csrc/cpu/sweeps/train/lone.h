@@ -53,13 +53,13 @@ struct LoneTaps {
 
   // The block's output, and which positions ReLU let through on the way: a row of LonePassed.
   static void pooled(const T* packed, int64_t groups, const Cross<T>* rows, int64_t pool,
-                     int64_t bins_out, T* y, int64_t y_stride, LaneBits<T>* passed) {
-    const int64_t size = bins_out * pool * pool;
+                     int64_t bins_out, T* y, int64_t y_stride, LaneBits<T>* passed,
+                     int64_t passed_stride) {
     for (int64_t g = 0; g < groups; g += kTileVectors) {
       with_count<kTileVectors>(least(kTileVectors, groups - g), [&](auto nv) {
         constexpr int NV = decltype(nv)::value;
         const auto nothing = [] {};  // by their types, so that nothing is called
-        const Keep<NV> keep{passed + g * size, size};
+        const Keep<NV> keep{passed + g * passed_stride, passed_stride};
         const auto run = pool == 2 ? pooled_lone<T, 2, true, NV, decltype(nothing), Keep<NV>>
                                    : pooled_lone<T, 0, true, NV, decltype(nothing), Keep<NV>>;
         run(packed + g * Taps<T>::kSize, rows, pool, bins_out, y + g * y_stride, y_stride, nothing,
@@ -106,7 +106,14 @@ class LonePassed {
     return reinterpret_cast<LaneBits<T>*>(base_ + (n * sizes_.frames_out + t) * row_bytes());
   }
   int64_t row_stride() const { return row_bytes() / int64_t(sizeof(LaneBits<T>)); }
-  int64_t group_stride() const { return sizes_.bins_out * sizes_.block.pool * sizes_.block.pool; }
+  int64_t group_stride() const { return sizes_.bins_out * window(); }
+  int64_t window() const { return sizes_.block.pool * sizes_.block.pool; }
+
+  // In a group, the position of row t and bin f of the map.
+  int64_t place(int64_t t, int64_t f) const {
+    const int64_t pool = sizes_.block.pool;
+    return f / pool * window() + t % pool * pool + f % pool;
+  }
 
   // With what only keeps rows apart: the same values give the same memory.
   void clear_end(LaneBits<T>* row) const {

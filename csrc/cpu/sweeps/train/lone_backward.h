@@ -175,9 +175,6 @@ class LoneBackward {
   // What rows under `steps` rows of the gradient add to the sums of a group's bins.
   void add_bins(int64_t g, const LaneBits<T>* passed, const T* grad, int64_t steps, int64_t first) {
     const int64_t pool = sizes_.block.pool, tile = most(kLoneTile / pool, 1);
-    // What is added next: the next group's, or the next bins' of the first group.
-    const int64_t next =
-        g + 1 < groups_ ? grad_.group_stride() : kLoneBins * L - g * grad_.group_stride();
     for (int64_t i = 0; i < steps; i += tile) {
       const int64_t end = least(i + tile, steps);
       bool missing = false;
@@ -187,19 +184,23 @@ class LoneBackward {
                                             : &LoneBackward::template add_rows<2, false>)
                                  : (missing ? &LoneBackward::template add_rows<0, true>
                                             : &LoneBackward::template add_rows<0, false>);
-      (this->*add)(g, passed, grad, next, i, end, first, least(first + kLoneBins, sizes_.bins_out));
+      (this->*add)(g, passed, grad, i, end, first, least(first + kLoneBins, sizes_.bins_out));
     }
   }
 
   // What rows under rows begin to end of the gradient add to the sums of a group's bins, those
   // under bins first to stop of the output.
   template <int P, bool missing>
-  void add_rows(int64_t g, const LaneBits<T>* passed, const T* grad, int64_t next, int64_t begin,
-                int64_t end, int64_t first, int64_t stop) {
+  void add_rows(int64_t g, const LaneBits<T>* passed, const T* grad, int64_t begin, int64_t end,
+                int64_t first, int64_t stop) {
     constexpr int64_t count = missing ? kSums : kMissing;
     const int64_t p = P > 0 ? P : sizes_.block.pool, stride = x_.stride();
-    const int64_t next_bits =
-        g + 1 < groups_ ? passed_.group_stride() : kLoneBins * p * p - g * passed_.group_stride();
+    // To what is added next: the next group's, or the next bins' of the first group.
+    const auto to_next = [&](int64_t group_stride, int64_t bin) {
+      return g + 1 < groups_ ? group_stride : kLoneBins * bin - g * group_stride;
+    };
+    const int64_t next = to_next(grad_.group_stride(), L);
+    const int64_t next_bits = to_next(passed_.group_stride(), passed_.window());
     const Cross<T> x_first = cross_.from(begin * p * stride);
     grad += begin * grad_.row_size() + g * grad_.group_stride();
     passed += begin * passed_.row_stride() + g * passed_.group_stride();
@@ -208,7 +209,7 @@ class LoneBackward {
       Cross<T> x = x_first.from(f);
       const T* of_bin = grad + f / p * L;
       const T* there = missing_ + 3 * begin * p;
-      const LaneBits<T>* bits = passed + f / p * p * p + f % p;
+      const LaneBits<T>* bits = passed + passed_.place(0, f);
       // Two of each, so that not every sum waits for the one before.
       Vec<T> even[count] = {}, odd[count] = {};
       const auto add = [&](Vec<T>* sum, Vec<T> da) __attribute__((always_inline)) {

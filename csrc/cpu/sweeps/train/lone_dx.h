@@ -104,8 +104,7 @@ class LoneDx {
       for (int64_t f = 0; f < sizes_.bins; ++f) {
         Vec<T> da = {};
         if (grad != nullptr && f / pool < sizes_.bins_out) {
-          const int64_t i = (f / pool * pool + t % pool) * pool + f % pool;
-          da = only_lanes<T>(passed[g * passed_.group_stride() + i],
+          da = only_lanes<T>(passed[g * passed_.group_stride() + passed_.place(t, f)],
                              load(grad + g * grad_.group_stride() + f / pool * L));
         }
         store(dy + f * L,

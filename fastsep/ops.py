@@ -158,7 +158,9 @@ def _(
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """What is saved of a block: its input, which of the first autograd has, and z; blocked. Beside
     the input, a byte for each value of it, if the block before is one whose sums it helps to find.
-    Of a first block with one input channel, in place of z a bit for each value before pooling.
+    Of a first block with one input channel, in place of z a bit for each value before pooling, and
+    where its statistics are those of the batch, in place of x its moments under the cross, bin by
+    bin, in float64.
     """
     clips, _, frames, bins = x.shape
     lanes = vector_bytes() // x.element_size()
@@ -174,6 +176,10 @@ def _(
         if i == 0 and channels == 1:
             bits = _up(out, lanes) // lanes * bins * p * p * (2 if lanes > 8 else 1)
             sizes[1] = clips * frames * _odd(_up(bits, 64) // 64) * 64 // x.element_size()
+            if mean[i].numel() == 0 and out > 0:
+                kinds = (5, 15, 25, 25) if scale is not None else (5, 15)
+                moments = sum(_up(kind * x.shape[3] * 8, 64) for kind in kinds)
+                sizes[0] = moments // x.element_size()
         saved += [x.new_empty(size if save else 0) for size in sizes]
     y = new_map(x, (clips, pointwise[-1].shape[0], frames, bins))
     return y, [x.new_empty(2, len(w), dtype=torch.float64) for w in pointwise], saved

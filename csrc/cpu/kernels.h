@@ -157,10 +157,11 @@ struct TrainBlock {
   double eps;
   bool frozen;         // the statistics are given; else they are found
   double* statistics;  // (2, out): mean and biased variance
-  void* x;             // the block's input, and what helps the block before; null for the first
+  void* x;             // the block's input, and what helps the block before; see x_size
   void* z;             // of a lone first block, which has none: what its ReLU let through
   // Of the backward pass only.
-  void* grad;    // of the block's output; null for the last block
+  bool wanted;   // a gradient of it or of a block before it
+  void* grad;    // of the block's output; null for the last block, and for a lone one if no dx asks
   double* sums;  // (2, out): of da and of da (y - mean), where a is what ReLU is applied to
   void *d_pointwise, *d_time_taps, *d_freq_taps, *d_gamma, *d_beta;  // null: not wanted
 };
@@ -190,7 +191,9 @@ struct TrainPass {
 };
 
 struct TrainKernels {
-  int64_t (*x_size)(const Train&, int64_t i);  // elements that a block keeps
+  // Elements that a block keeps. Of the first block's input nothing, but if it is lone, moments:
+  // unless its statistics are frozen.
+  int64_t (*x_size)(const Train&, int64_t i);
   int64_t (*z_size)(const Train&, int64_t i);
   int64_t (*grad_size)(const Train&, int64_t i);
   // Forward: for i from 0 to the number of blocks: block i - 1's output, which is block i's input,
@@ -199,6 +202,7 @@ struct TrainKernels {
   TrainPass statistics;  // of z, where clips are cut
   TrainPass lone_statistics;
   // Backward, from the last block to the first. sums: unless the block behind has found them.
+  // lone_backward: of a stack of one block, else the block behind does that, too.
   bool (*needs_sums)(const Train&, int64_t i);
   TrainPass sums;
   TrainPass backward;

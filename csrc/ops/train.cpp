@@ -137,7 +137,7 @@ TrainResult sep_conv2d_bn_stack(Tensor x, std::vector<Tensor> pointwise,
     b.frozen = mean[size_t(i)].numel() > 0 || b.block.out == 0;
     statistics.push_back(new_statistics(x, mean[size_t(i)], var[size_t(i)], b.block.out));
     b.statistics = static_cast<double*>(statistics.back().data_ptr());
-    kept.push_back(new_pooled(x, {i == 0 ? 0 : k.x_size(job, i)}));
+    kept.push_back(new_pooled(x, {k.x_size(job, i)}));
     kept.push_back(new_pooled(x, {k.z_size(job, i)}));
     b.x = kept[size_t(2 * i)].data_ptr();
     b.z = kept[size_t(2 * i + 1)].data_ptr();
@@ -201,7 +201,7 @@ TrainGradients sep_conv2d_bn_stack_backward(
     held.push_back(made_contiguous(statistics[i]));
     b.statistics = static_cast<double*>(held.back().data_ptr());
     b.frozen = frozen[i] != 0;
-    const int64_t sizes[] = {i == 0 ? 0 : k.x_size(job, int64_t(i)), k.z_size(job, int64_t(i))};
+    const int64_t sizes[] = {k.x_size(job, int64_t(i)), k.z_size(job, int64_t(i))};
     for (size_t j = 0; j < 2; ++j) {
       const Tensor& kept = saved[2 * i + j];
       STD_TORCH_CHECK(
@@ -246,13 +246,16 @@ TrainGradients sep_conv2d_bn_stack_backward(
     job.d_shift = d_shift.data_ptr();
   }
   // The gradients of the maps between blocks; a block needs those around it only.
-  for (size_t i = first; i + 1 < n; ++i) {
+  const bool lone = stack.blocks[0].block.in == 1;
+  for (size_t i = first; i < n; ++i) {
+    stack.blocks[i].wanted = true;
+    if (i + 1 == n || (i == 0 && lone && !needs_x)) continue;
     grads.push_back(new_pooled(x, {k.grad_size(job, int64_t(i))}));
     stack.blocks[i].grad = grads.back().data_ptr();
   }
   for (size_t i = n; i-- > first;) {
-    if (i == 0 && stack.blocks[0].block.in == 1) {
-      run_pass(k.lone_backward, job, 0);
+    if (i == 0 && lone) {
+      if (n == 1) run_pass(k.lone_backward, job, 0);
       if (needs_x) run_pass(k.lone_dx, job, 0);
     } else {
       if (k.needs_sums(job, int64_t(i))) run_pass(k.sums, job, int64_t(i));

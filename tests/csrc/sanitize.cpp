@@ -415,15 +415,18 @@ void train(const Kernels& kernels, DType dtype, size_t size) {
   job.groups = draw(1, n * job.spans);
   const TrainKernels& k = kernels.train(job);
   const bool lone = in == 1;
+  const int64_t wanted = affine || job.dx.data != nullptr ? 0 : draw(0, job.num_blocks - 1);
   for (int64_t i = 0; i < job.num_blocks; ++i) {
     TrainBlock& b = blocks[size_t(i)];
     const auto keep = [&](int64_t elements) {
       buffers.emplace_back(size_t(elements) * size);
       return buffers.back().data;
     };
-    if (i > 0) b.x = keep(k.x_size(job, i));
+    b.x = keep(k.x_size(job, i));
     b.z = keep(k.z_size(job, i));
-    if (i + 1 < job.num_blocks) b.grad = keep(k.grad_size(job, i));
+    b.wanted = i >= wanted;
+    const bool keeps_grad = i > 0 || !lone || job.dx.data != nullptr;
+    if (i + 1 < job.num_blocks && b.wanted && keeps_grad) b.grad = keep(k.grad_size(job, i));
   }
   const auto run = [&](const TrainPass& pass, int64_t i) {
     const Buffer packed(padded(pass.weights_bytes(job, i)));
@@ -444,9 +447,9 @@ void train(const Kernels& kernels, DType dtype, size_t size) {
     if (is_lone) run(k.lone_statistics, i);
     if (!is_lone && job.spans > 1) run(k.statistics, i);
   }
-  for (int64_t i = job.num_blocks - 1; i >= 0; --i) {
+  for (int64_t i = job.num_blocks - 1; i >= wanted; --i) {
     if (i == 0 && lone) {
-      run(k.lone_backward, 0);
+      if (job.num_blocks == 1) run(k.lone_backward, 0);
       if (job.dx.data != nullptr) run(k.lone_dx, 0);
     } else {
       if (k.needs_sums(job, i)) run(k.sums, i);

@@ -455,7 +455,7 @@ FROZEN = {
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("frozen", FROZEN.values(), ids=FROZEN)
 def test_only_what_is_asked_for(frozen: list[str], channels: int) -> None:
-    stack, x = make((channels, 4, 5, 3)), random(2, channels, 16, 16)
+    stack, x = make((channels, 64, 5, 3)), random(2, channels, 80, 40)
     full = torch.autograd.grad(stack(x).square().sum(), list(stack.parameters()))
     for name, parameter in stack.named_parameters():
         parameter.requires_grad_(not name.startswith(tuple(frozen)))
@@ -472,6 +472,21 @@ def test_only_what_is_asked_for(frozen: list[str], channels: int) -> None:
             assert parameter.grad is not None and torch.equal(parameter.grad, gradient), name
         else:
             assert parameter.grad is None, name
+
+
+@pytest.mark.parametrize("pool", [1, 2, 3])
+def test_gradients_are_the_same_without_that_of_the_input(isa: str, pool: int) -> None:
+    """Then the gradient of a lone block's output is not kept, but used a few rows at a time."""
+    stack, x = make((1, 64, 6), pool=pool).float(), random(3, 1, 45 * pool, 40).float()
+    affine = 1 + 0.2 * random(40, seed=1).float(), random(40, seed=2).float()
+    stripes = STRIPES[:1].expand(3, -1, -1)
+    full = step(copy.deepcopy(stack), x, affine, stripes)
+    leaves = [t.requires_grad_() for t in (*affine, *stack.parameters())]
+    y = stack(x, affine=affine, stripes=stripes)
+    gradients = torch.autograd.grad(y, leaves, random(*y.shape, seed=9).to(y.dtype))
+    names = "scale", "shift", *dict(stack.named_parameters())
+    for name, gradient in zip(names, gradients, strict=True):
+        assert torch.equal(gradient, full[f"d {name}"]), name
 
 
 @pytest.mark.usefixtures("cpu_kernels")

@@ -5,8 +5,9 @@
 #include "train/backward.h"
 #include "train/forward.h"
 #include "train/lone.h"
-#include "train/lone_backward.h"
 #include "train/lone_dx.h"
+#include "train/lone_gradient.h"
+#include "train/lone_moments.h"
 #include "train/sums.h"
 
 namespace fastsep::FASTSEP_ISA {
@@ -35,6 +36,7 @@ template <class T>
 constexpr TrainKernels kTrain = {
     .x_size =
         [](const Train& job, int64_t i) {
+          if (i == 0) return is_lone(job, 0) ? LoneMoments<T>::kept_size(job) : 0;
           const int64_t clips = job.input.clips, size = kept_x<T>(job, i).size(clips);
           return size + (Counts<T>::are_kept(job, i) ? Counts<T>(job, i).size(clips) : 0);
         },

@@ -15,6 +15,7 @@
 #include "../../parts/scratch.h"
 #include "../../parts/vec.h"
 #include "../load.h"
+#include "lone_gradient.h"
 #include "norm.h"
 #include "norm_gradient.h"
 #include "sums.h"
@@ -28,6 +29,7 @@ class TrainBackward {
   struct Packed {
     Packed(Bump& bump, const Train& job, int64_t i) : Packed(bump, job.blocks[i].block) {
       if (finds_sums(job, i)) before = bump.take<T>(OutputSums<T>::packed_size(job.blocks[i - 1]));
+      if (ends_lone(job, i)) before = bump.take<T>(LoneGradient<T>::packed_size(job));
     }
     Packed(Bump& bump, const Block& block)
         : panels{bump.take<T>(Panels<T>::size(block.out, block.in)), block.out, block.in},
@@ -37,11 +39,15 @@ class TrainBackward {
 
     Panels<T> panels;
     T *norm, *gradient, *flipped;
-    T* before = nullptr;  // for the sums of the block before
+    T* before = nullptr;  // for the sums, or all gradients, of the block before
   };
 
   static bool finds_sums(const Train& job, int64_t i) {
     return i > 0 && OutputSums<T>::are_found(job, i - 1);
+  }
+  // Whether this pass goes through the block before as well.
+  static bool ends_lone(const Train& job, int64_t i) {
+    return i == 1 && is_lone(job, 0) && job.blocks[0].wanted;
   }
 
  public:
@@ -60,7 +66,8 @@ class TrainBackward {
     NormGradient<T>::pack(job, i, packed.gradient);
     Taps<T>::template pack<T>(b.block, packed.flipped, [](int64_t) { return T(1); });
     Taps<T>::flip(packed.flipped, ceil_div(b.block.out, L), packed.flipped);
-    if (packed.before != nullptr) OutputSums<T>::pack(job.blocks[i - 1], packed.before);
+    if (finds_sums(job, i)) OutputSums<T>::pack(job.blocks[i - 1], packed.before);
+    if (ends_lone(job, i)) LoneGradient<T>::pack(job, packed.before);
   }
 
   static size_t scratch_bytes(const Train& job, int64_t i) {
@@ -95,14 +102,7 @@ class TrainBackward {
     const size_t stride = partial_bytes(job, i);
     Bump weights(nullptr), scratch(nullptr), sums(partials);
     const TrainBackward first(job, i, weights, scratch, sums);
-    const auto total = [&](const auto* p) {
-      double sum = 0;
-      for (int64_t g = 0; g < job.groups; ++g) {
-        sum += double(
-            *reinterpret_cast<decltype(p)>(reinterpret_cast<const char*>(p) + size_t(g) * stride));
-      }
-      return sum;
-    };
+    const auto total = [&](const auto* p) { return over_groups(job, p, stride); };
     if (b.d_pointwise != nullptr) {
       T* to = static_cast<T*>(b.d_pointwise);
       for (int64_t c = 0; c < b.block.out; ++c) {
@@ -123,6 +123,7 @@ class TrainBackward {
       }
     }
     if (first.before_) first.before_->finish(total);
+    if (first.lone_) first.lone_->finish(job, total);
     if (i == 0 && job.d_scale != nullptr) {
       for (int64_t f = 0; f < job.input.bins; ++f) {
         static_cast<T*>(job.d_scale)[f] = T(total(first.d_scale_ + f));
@@ -137,8 +138,7 @@ class TrainBackward {
         index_(i),
         b_(job.blocks[i]),
         wants_affine_(i == 0 && job.d_scale != nullptr),
-        wants_dx_(i > 0 ? job.blocks[i - 1].grad != nullptr
-                        : job.dx.data != nullptr || wants_affine_),
+        wants_dx_(i > 0 ? job.blocks[i - 1].wanted : job.dx.data != nullptr || wants_affine_),
         sizes_(sizes_of(job, i)),
         groups_(ceil_div(sizes_.block.out, L)),
         stride_(blocked_stride<T>(sizes_.bins)),
@@ -149,7 +149,6 @@ class TrainBackward {
         dy_(scratch, least(2 * sizes_.reach_t + 1, sizes_.frames), sizes_.block.out, sizes_.bins,
             sizes_.frames, sizes_.reach_f),
         dz_(scratch.take<T>(row_size<T>(sizes_.block.out, sizes_.bins))),
-        dx_(scratch.take<T>(row_size<T>(sizes_.block.in, sizes_.bins))),
         d_pointwise_(
             partial.take<T>(b_.d_pointwise == nullptr ? 0 : sizes_.block.in * groups_ * L)),
         d_taps_(partial.take<T>(groups_ * Taps<T>::kSize)),
@@ -160,6 +159,13 @@ class TrainBackward {
       if (wants_dx_) into_ = kept_grad<T>(job, i - 1);
     }
     if (finds_sums(job, i)) before_.emplace(job, i - 1, packed_.before, partial);
+    if (ends_lone(job, i)) {
+      lone_.emplace(job, packed_.before, scratch, partial);
+      dx_rows_ = LoneGradient<T>::most_rows(job);
+    }
+    dx_size_ = ceil_div(sizes_.block.in, L) * stride_;
+    const bool is_kept = i > 0 && wants_dx_ && job.blocks[i - 1].grad != nullptr;
+    if (!is_kept) dx_ = scratch.take<T>(dx_rows_ * dx_size_);
   }
 
   void run_span(int64_t n, int64_t span) {
@@ -167,6 +173,8 @@ class TrainBackward {
     own_begin_ = frames * span / job_.spans;
     own_end_ = frames * (span + 1) / job_.spans;
     grad_row_ = -1;
+    if (lone_) lone_->start(n, own_begin_);
+    first_dx_ = own_begin_;
     int64_t next = most(own_begin_ - reach, 0);
     for (int64_t t = own_begin_; t < own_end_; ++t) {
       for (; next < least(t + reach + 1, frames); ++next) find_dy(n, next);
@@ -175,7 +183,17 @@ class TrainBackward {
                                 dz_, stride_);
       if (b_.d_pointwise != nullptr) with_x(n, t);
       if (wants_dx_) find_dx(n, t);
+      if (lone_ && (t + 1 == own_end_ || t + 1 == first_dx_ + dx_rows_)) {
+        lone_->add(first_dx_, t + 1 - first_dx_, dx_row(n, first_dx_));
+        first_dx_ = t + 1;
+      }
     }
+    if (lone_) lone_->end();
+  }
+
+  T* dx_row(int64_t n, int64_t t) const {
+    if (dx_ == nullptr) return into_.row(n, t);
+    return dx_ + (lone_ ? t - first_dx_ : 0) * dx_size_;
   }
 
   void find_dy(int64_t n, int64_t t) {
@@ -243,11 +261,12 @@ class TrainBackward {
     x_.fetch(ahead_, n, t, 1);
     into_.fetch(ahead_, n, t, 1);
     if (before_) before_->fetch(ahead_, n, t);
+    if (lone_) lone_->fetch(ahead_, n, t);
     ahead_.spread(packed_.panels.steps(sizes_.bins, L));
   }
 
   void find_dx(int64_t n, int64_t t) {
-    T* to = index_ == 0 ? dx_ : into_.row(n, t);
+    T* const to = dx_row(n, t);
     look_ahead(n, t + 1);
     project(Blocked<T>{dz_, stride_}, sizes_.bins, packed_.panels, to, stride_,
             [&] { ahead_.step(); });
@@ -284,11 +303,13 @@ class TrainBackward {
   KeptCross<T> z_;
   OutputGradient<T> grad_;
   Ring<T> dy_;
-  T *dz_, *dx_;
+  T *dz_, *dx_ = nullptr;     // dx_: rows of dx, where it is not kept
   T *d_pointwise_, *d_taps_;  // sums: [in][groups][L], and laid out as Taps
   double *d_scale_, *d_shift_;
   Kept<T> x_, into_;
-  std::optional<OutputSums<T>> before_;
+  std::optional<OutputSums<T>> before_;  // one of these two at most
+  std::optional<LoneGradient<T>> lone_;
+  int64_t dx_size_ = 0, dx_rows_ = 1, first_dx_ = 0;  // so many rows are in dx_, from that one on
   Ahead ahead_;
   const T* grad_data_ = nullptr;
   int64_t own_begin_ = 0, own_end_ = 0, grad_row_ = -1;

@@ -24,6 +24,7 @@ namespace fastsep::FASTSEP_ISA {
 template <class T>
 class TrainForward {
   static constexpr int64_t L = kLanes<T>;
+  static constexpr int64_t kMostAtOnce = 2;  // rows of a block's input
 
   struct Packed {
     Packed(Bump& bump, const Train& job, int64_t i)
@@ -114,7 +115,8 @@ class TrainForward {
         before_sizes_(sizes_of(job, i > 0 ? i - 1 : 0)),
         packed_(weights, job, i),
         load_(job.input, i > 0 || job.input.x.c != 1, scratch),
-        statistics_(takes_statistics_ ? sizes_.block.out : 0, scratch, partial) {
+        statistics_(takes_statistics_ ? sizes_.block.out : 0, scratch, partial),
+        at_once_(i == 0 || after_lone_ ? 1 : kMostAtOnce) {
     if (i > 0) {
       const int64_t pool = before_sizes_.block.pool;
       if (after_lone_) {
@@ -122,10 +124,12 @@ class TrainForward {
       } else {
         z_before_.emplace(job, i - 1, scratch);
       }
-      window_ = scratch.take<Cross<T>>(pool);
+      window_ = scratch.take<Cross<T>>(at_once_ * pool);
+      x_stride_ = blocked_stride<T>(sizes_.bins);
+      x_size_ = ceil_div(before_sizes_.block.out, L) * x_stride_;
     }
     if (is_last_) {
-      x_row_ = scratch.take<T>(row_size<T>(before_sizes_.block.out, sizes_.bins));
+      x_rows_ = scratch.take<T>(at_once_ * x_size_);
     } else {
       z_ = kept_z<T>(job, i);
       z_cross_.emplace(job, i, scratch);
@@ -159,38 +163,53 @@ class TrainForward {
     if (after_lone_) lone_->start(n, cut(span) * before_sizes_.block.pool);
     int64_t counted = cut(span);
     const int64_t end = cut(span + 1);
-    for (int64_t t = cut(span); t < end; ++t) {
-      make_row(n, t);
-      for (; counts && counted < (t + 1 == end ? end : t + 1 - sizes_.reach_t); ++counted) {
-        count_row(n, counted);
-      }
+    for (int64_t t = cut(span), rows; t < end; t += rows) {
+      rows = least(at_once_, end - t);
+      make_rows(n, t, rows);
+      if (counts)
+        counted = count_rows(n, counted, t + rows == end ? end : t + rows - sizes_.reach_t,
+                             t + rows == end);
     }
   }
 
   void count_span(int64_t n, int64_t span) {
     statistics_.start_item();
-    for (int64_t t = cut(span); t < cut(span + 1); ++t) count_row(n, t);
+    count_rows(n, cut(span), cut(span + 1), true);
   }
 
-  void make_row(int64_t n, int64_t t) {
-    if (!is_last_) look_ahead(n, t + 1);
-    T* z = is_last_ ? nullptr : z_.row(n, t);
-    if (index_ == 0) {
-      load_.row(n, t, [&](auto x) { project_to(x, z); });
-    } else {
-      T* x = is_last_ ? x_row_ : x_.row(n, t);
-      const int64_t stride = blocked_stride<T>(sizes_.bins);
-      find_input(n, t, x, stride);
+  // Rows from `counted` to before `end`, as many at a time as belong together; those that are left
+  // then only if they are the span's last. Returns to where.
+  int64_t count_rows(int64_t n, int64_t counted, int64_t end, bool last) {
+    constexpr int64_t R = Statistics<T>::kRows;
+    Cross<T> crosses[R];
+    for (int64_t rows; counted + (last ? 1 : R) <= end; counted += rows) {
+      rows = least(R, end - counted);
+      for (int64_t i = 0; i < rows; ++i) crosses[i] = (*z_cross_)(n, counted + i);
+      statistics_.add_rows(packed_.taps, crosses, rows, z_.group_stride(), sizes_.bins);
+    }
+    return counted;
+  }
+
+  void make_rows(int64_t n, int64_t t, int64_t rows) {
+    T* const x = index_ == 0 ? nullptr : is_last_ ? x_rows_ : x_.row(n, t);
+    if (index_ > 0) find_input(n, t, rows, x);
+    for (int64_t i = 0; i < rows; ++i, ++t) {
       if (is_last_) {
-        store_blocked<T>(x, stride, job_.y, n, t, before_sizes_.block.out, sizes_.bins);
+        store_blocked<T>(x + i * x_size_, x_stride_, job_.y, n, t, before_sizes_.block.out,
+                         sizes_.bins);
+        continue;
+      }
+      look_ahead(n, t + at_once_);
+      T* const z = z_.row(n, t);
+      if (index_ == 0) {
+        load_.row(n, t, [&](auto row) { project_to(row, z); });
       } else {
-        x_.clear_margins(x);
-        project_to(Blocked<T>{x, stride}, z);
+        project_to(Blocked<T>{x + i * x_size_, x_stride_}, z);
       }
     }
   }
 
-  // To what row t will read and write, for the product of the row before it.
+  // To what row t will read and write, for the product of a row before it.
   void look_ahead(int64_t n, int64_t t) {
     const int64_t pool = before_sizes_.block.pool;
     ahead_.clear();
@@ -206,31 +225,34 @@ class TrainForward {
     z_.clear_margins(z);
   }
 
-  // Row t of block i's input.
-  void find_input(int64_t n, int64_t t, T* x, int64_t stride) {
+  // Rows of block i's input from t on, as many as at_once_ at most.
+  void find_input(int64_t n, int64_t t, int64_t rows, T* x) {
     const int64_t pool = before_sizes_.block.pool, groups = ceil_div(before_sizes_.block.out, L);
     if (after_lone_) {
       const Cross<T> first = lone_->crosses(t * pool, pool);
       for (int64_t i = 0; i < pool; ++i) window_[i] = first.from(i * lone_->stride());
       const LonePassed<T> passed(job_);
       LaneBits<T>* const bits = passed.row(n, t);
-      LoneTaps<T>::pooled(packed_.before, groups, window_, pool, sizes_.bins, x, stride, bits,
+      LoneTaps<T>::pooled(packed_.before, groups, window_, pool, sizes_.bins, x, x_stride_, bits,
                           passed.group_stride());
       passed.clear_end(bits);
     } else {
-      for (int64_t i = 0; i < pool; ++i) window_[i] = (*z_before_)(n, t * pool + i);
-      const auto norm = pool == 2   ? pooled_norm<T, 2>
-                        : pool == 1 ? pooled_norm<T, 1>
-                                    : pooled_norm<T, 0>;
+      for (int64_t i = 0; i < rows * pool; ++i) window_[i] = (*z_before_)(n, t * pool + i);
+      const auto one = pool == 2   ? pooled_norm<T, 2, 1>
+                       : pool == 1 ? pooled_norm<T, 1, 1>
+                                   : pooled_norm<T, 0, 1>;
+      const auto pair = pool == 2   ? pooled_norm<T, 2, kMostAtOnce>
+                        : pool == 1 ? pooled_norm<T, 1, kMostAtOnce>
+                                    : pooled_norm<T, 0, kMostAtOnce>;
       uint8_t* const counts = keeps_counts_ ? counts_.row(n, t) : nullptr;
-      norm(packed_.before, groups, window_, z_before_->group_stride(), pool, sizes_.bins, x, stride,
-           counts);
-      if (counts != nullptr) counts_.clear_end(counts);
+      (rows == kMostAtOnce ? pair : one)(packed_.before, groups, window_, z_before_->group_stride(),
+                                         pool, sizes_.bins, x, x_stride_, x_size_, counts,
+                                         counts_.row_size());
+      for (int64_t i = 0; keeps_counts_ && i < rows; ++i) {
+        counts_.clear_end(counts + i * counts_.row_size());
+      }
     }
-  }
-
-  void count_row(int64_t n, int64_t t) {
-    statistics_.add_row(packed_.taps, (*z_cross_)(n, t), z_.group_stride(), sizes_.bins);
+    for (int64_t i = 0; !is_last_ && i < rows; ++i) x_.clear_margins(x + i * x_size_);
   }
 
   const Train& job_;
@@ -245,8 +267,10 @@ class TrainForward {
   Kept<T> x_, z_;
   Counts<T> counts_;
   Ahead ahead_;
+  int64_t at_once_;  // rows
+  int64_t x_stride_ = 0, x_size_ = 0;
   Cross<T>* window_ = nullptr;
-  T* x_row_ = nullptr;
+  T* x_rows_ = nullptr;
 };
 
 }  // namespace fastsep::FASTSEP_ISA

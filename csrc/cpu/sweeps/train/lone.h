@@ -105,6 +105,8 @@ class LonePassed {
   LaneBits<T>* row(int64_t n, int64_t t) const {
     return reinterpret_cast<LaneBits<T>*>(base_ + (n * sizes_.frames_out + t) * row_bytes());
   }
+  // An odd number of cache lines.
+  int64_t row_bytes() const { return (ceil_div(used_bytes(), kLine) | 1) * kLine; }
   int64_t row_stride() const { return row_bytes() / int64_t(sizeof(LaneBits<T>)); }
   int64_t group_stride() const { return sizes_.bins_out * window(); }
   int64_t window() const { return sizes_.block.pool * sizes_.block.pool; }
@@ -126,8 +128,6 @@ class LonePassed {
   int64_t used_bytes() const {
     return ceil_div(sizes_.block.out, kLanes<T>) * group_stride() * int64_t(sizeof(LaneBits<T>));
   }
-  // An odd number of cache lines.
-  int64_t row_bytes() const { return (ceil_div(used_bytes(), kLine) | 1) * kLine; }
 
   Sizes sizes_;
   char* base_;
@@ -181,6 +181,19 @@ class LoneRows {
   bool has(int64_t t) const { return t >= 0 && t < sizes_.frames && !load_.masks(n_, 0, t); }
   bool has_bin(int64_t f) const { return f >= 0 && f < sizes_.bins && !load_.masks(n_, 1, f); }
 
+  // Of `rows` crosses from row t on: for the row above, the own and the one below, 1 where there is
+  // none. Returns whether any is missing.
+  bool find_missing(int64_t t, int64_t rows, T* to) const {
+    bool any = false;
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t k = 0; k < 3; ++k, ++to) {
+        *to = has(t + i + (k - 1) * sizes_.reach_t) ? T(0) : T(1);
+        any |= *to != 0;
+      }
+    }
+    return any;
+  }
+
  private:
   static Input input(const Train& job, bool affine) {
     Input input = job.input;
@@ -195,111 +208,6 @@ class LoneRows {
   int64_t stride_, capacity_;
   T* base_;
   int64_t n_ = 0, first_ = 0, next_ = 0;
-};
-
-// Neighbouring doubles of x.
-template <class T>
-FASTSEP_INLINE Vec<double> widened(const T* p) {
-  if constexpr (std::is_same_v<T, double>) {
-    return load_as<double>(p);
-  } else {
-    typedef T Half __attribute__((vector_size(sizeof(T) * kLanes<double>), aligned(sizeof(T))));
-    return __builtin_convertvector(*reinterpret_cast<const Half*>(p), Vec<double>);
-  }
-}
-
-// Mean and variance of y from the moments of x under the cross, in double: w m and w C w.
-template <class T>
-class LoneStatistics {
-  static constexpr int64_t kPairs = kTaps * (kTaps + 1) / 2;
-
- public:
-  static size_t weights_bytes(const Train&, int64_t) { return 0; }
-  static void pack(const Train&, int64_t, void*) {}
-
-  static size_t scratch_bytes(const Train& job, int64_t) {
-    Bump scratch(nullptr);
-    LoneRows<T>(job, 1, scratch);
-    return scratch.used();
-  }
-
-  static size_t partial_bytes(const Train&, int64_t) {
-    return size_t(ceil_div((kTaps + kPairs) * int64_t(sizeof(double)), 64) * 64);
-  }
-
-  static void run(const Train& job, int64_t, const void*, void* scratch, void* partial,
-                  int64_t group) {
-    Bump bump(scratch);
-    LoneRows<T> rows(job, 1, bump);
-    double* sums = static_cast<double*>(partial);
-    for (int64_t i = 0; i < kTaps + kPairs; ++i) sums[i] = 0;
-    const int64_t items = job.input.clips * job.spans, frames = job.input.frames;
-    for (int64_t k = items * group / job.groups; k < items * (group + 1) / job.groups; ++k) {
-      const int64_t span = k % job.spans, begin = frames * span / job.spans;
-      rows.start(k / job.spans, begin);
-      for (int64_t t = begin; t < frames * (span + 1) / job.spans; ++t) {
-        add_row(rows.crosses(t, 1), job.input.bins, sums);
-      }
-    }
-  }
-
-  static void finish(const Train& job, int64_t, void* partials) {
-    double sums[kTaps + kPairs] = {};
-    for (int64_t i = 0; i < job.groups; ++i) {
-      const double* partial = reinterpret_cast<const double*>(static_cast<const char*>(partials) +
-                                                              size_t(i) * partial_bytes(job, 0));
-      for (int64_t k = 0; k < kTaps + kPairs; ++k) sums[k] += partial[k];
-    }
-    const double count = double(job.input.clips) * double(job.input.frames * job.input.bins);
-    const TrainBlock& b = job.blocks[0];
-    for (int64_t c = 0; c < b.block.out; ++c) {
-      double w[kTaps], mean = 0, variance = 0;
-      LoneTaps<T>::products(b.block, c, 1, w);
-      for (int64_t j = 0; j < kTaps; ++j) mean += w[j] * (sums[j] / count);
-      const double* pair = sums + kTaps;
-      for (int64_t j = 0; j < kTaps; ++j) {
-        for (int64_t k = 0; k <= j; ++k, ++pair) {
-          const double covariance = *pair / count - sums[j] / count * (sums[k] / count);
-          variance += (j == k ? 1 : 2) * w[j] * w[k] * covariance;
-        }
-      }
-      b.statistics[c] = mean;
-      b.statistics[b.block.out + c] = variance < 0 ? 0 : variance;
-    }
-  }
-
- private:
-  static void add_row(const Cross<T>& x, int64_t bins, double* sums) {
-    constexpr int64_t L = kLanes<double>;
-    Vec<double> first[kTaps] = {}, second[kPairs] = {};
-    const auto add = [&](auto value) __attribute__((always_inline)) {
-      int pair = 0;
-#pragma GCC unroll 5
-      for (int j = 0; j < kTaps; ++j) {
-        first[j] += value(j);
-#pragma GCC unroll 5
-        for (int k = 0; k <= j; ++k) second[pair++] += value(j) * value(k);
-      }
-    };
-    const T* p[] = {x.up, x.middle - x.reach, x.middle, x.middle + x.reach, x.down};
-    int64_t f = 0;
-    for (; f + L <= bins; f += L) {
-      const Vec<double> v[] = {widened(p[0] + f), widened(p[1] + f), widened(p[2] + f),
-                               widened(p[3] + f), widened(p[4] + f)};
-      add([&](int j) { return v[j]; });
-    }
-    for (; f < bins; ++f) {
-      Vec<double> v[kTaps] = {};
-      for (int j = 0; j < kTaps; ++j) v[j][0] = double(p[j][f]);
-      add([&](int j) { return v[j]; });
-    }
-    for (int64_t i = 0; i < kTaps; ++i) {
-      for (int64_t l = 0; l < L; ++l) sums[i] += first[i][l];
-    }
-    for (int64_t i = 0; i < kPairs; ++i) {
-      for (int64_t l = 0; l < L; ++l) sums[kTaps + i] += second[i][l];
-    }
-  }
 };
 
 }  // namespace fastsep::FASTSEP_ISA

@@ -208,35 +208,41 @@ FASTSEP_INLINE Vec<T> load_counts(const uint8_t* from) {
   return __builtin_convertvector(whole, Vec<T>);
 }
 
-// pooled_cross with batch norm before ReLU. counts, unless null: how many positions under each
-// output ReLU let through.
-template <class T, int P>
+// pooled_cross with batch norm before ReLU, for R rows of the output at once: crosses that are near
+// each other read the same rows of z, which come from the second cache. rows: all their crosses, in
+// the order of time. counts, unless null: how many positions under each output ReLU let through.
+// Outputs and counts of the next row stand y_row and counts_row behind.
+template <class T, int P, int R>
 void pooled_norm(const T* packed, int64_t groups, const Cross<T>* rows, int64_t z_stride,
-                 int64_t pool, int64_t bins_out, T* y, int64_t y_stride, uint8_t* counts) {
+                 int64_t pool, int64_t bins_out, T* y, int64_t y_stride, int64_t y_row,
+                 uint8_t* counts, int64_t counts_row) {
   constexpr int64_t L = kLanes<T>;
   const int64_t p = P > 0 ? P : pool;
   const Vec<T> zero = {}, one = zero + 1;
   for (int64_t g = 0; g < groups; ++g, packed += NormTaps<T>::kSize, y += y_stride) {
     const NormTaps<T> norm = NormTaps<T>::read(packed);
     for (int64_t f = 0; f < bins_out; ++f) {
-      Vec<T> sum = {}, count = {};
-      for (int64_t i = 0; i < p; ++i) {
-        for (int64_t k = 0; k < p; ++k) {
-          const Vec<T> a = norm.a(norm.taps.apply(rows[i], g * z_stride + (f * p + k) * L));
-          sum += relu<T>(a);
-          count += a <= zero ? zero : one;
+#pragma GCC unroll 2
+      for (int64_t r = 0; r < R; ++r) {
+        Vec<T> sum = {}, count = {};
+        for (int64_t i = 0; i < p; ++i) {
+          for (int64_t k = 0; k < p; ++k) {
+            const Vec<T> a =
+                norm.a(norm.taps.apply(rows[r * p + i], g * z_stride + (f * p + k) * L));
+            sum += relu<T>(a);
+            count += a <= zero ? zero : one;
+          }
         }
+        store(y + r * y_row + f * L, sum);
+        if (counts != nullptr) store_counts<T>(counts + r * counts_row, count);
       }
-      store(y + f * L, sum);
-      if (counts == nullptr) continue;
-      store_counts<T>(counts, count);
-      counts += L;
+      if (counts != nullptr) counts += L;
     }
   }
 }
 
-// Mean and variance of y, row by row without loss of digits: sums of a row are taken about the mean
-// of the row before it, and added up in double.
+// Mean and variance of y, a few rows at a time without loss of digits: their sums are taken about
+// the mean of those before them, and added up in double.
 template <class T>
 class Statistics {
   static constexpr int64_t L = kLanes<T>;
@@ -251,20 +257,32 @@ class Statistics {
 
   void start_item() { fresh_ = true; }
 
-  // A row's cross over all groups; taps: of NormTaps, whose mean is not used.
-  void add_row(const T* packed, const Cross<T>& row, int64_t z_stride, int64_t bins) {
-    const double n = double(bins), total = *count_ + n;
+  // Crosses that share rows of z, which come from the second cache.
+  static constexpr int64_t kRows = 4;
+
+  // `count` rows' crosses over all groups, kRows at most; taps: of NormTaps, whose mean is not
+  // used.
+  void add_rows(const T* packed, const Cross<T>* rows, int64_t count, int64_t z_stride,
+                int64_t bins) {
+    const double n = double(count * bins), total = *count_ + n;
     for (int64_t g = 0; g < groups_; ++g) {
       Taps<T> taps = Taps<T>::read(packed + g * NormTaps<T>::kSize);
       T* shift = shift_ + g * L;
-      Vec<T> sum, squares;
+      Vec<T> sum = {}, squares = {};
       if (fresh_) {
         taps.bias = Vec<T>{};
-        find_sums(taps, row.from(g * z_stride), bins, sum, squares);
+        find_sums<1>(taps, rows, g * z_stride, bins, sum, squares);
         store(shift, sum / T(bins));
+        sum = squares = Vec<T>{};
       }
       taps.bias = -load(shift);
-      find_sums(taps, row.from(g * z_stride), bins, sum, squares);
+      if (count == kRows) {
+        find_sums<kRows>(taps, rows, g * z_stride, bins, sum, squares);
+      } else {
+        for (int64_t i = 0; i < count; ++i) {
+          find_sums<1>(taps, rows + i, g * z_stride, bins, sum, squares);
+        }
+      }
       for (int64_t l = 0; l < L; ++l) {
         const double offset = double(sum[l]) / n;
         const double mean = double(shift[l]) + offset;
@@ -303,25 +321,29 @@ class Statistics {
     m2 += other_m2 + difference * difference * weight;
   }
 
-  FASTSEP_INLINE static void find_sums(const Taps<T>& taps, const Cross<T>& row, int64_t bins,
-                                       Vec<T>& sum, Vec<T>& squares) {
+  // Of R rows. Two sums of each, so that not every one waits for the one before.
+  template <int R>
+  FASTSEP_INLINE static void find_sums(const Taps<T>& taps, const Cross<T>* rows, int64_t offset,
+                                       int64_t bins, Vec<T>& sum, Vec<T>& squares) {
+    Cross<T> row[R];
+    for (int i = 0; i < R; ++i) row[i] = rows[i].from(offset);
     Vec<T> sums[2] = {}, of_squares[2] = {};
+    const auto add = [&](int64_t f, int i) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const Vec<T> v = taps.apply(row[r], f * L);
+        sums[(i + r) % 2] += v;
+        of_squares[(i + r) % 2] += v * v;
+      }
+    };
     int64_t f = 0;
     for (; f + 2 <= bins; f += 2) {
-#pragma GCC unroll 2
-      for (int64_t i = 0; i < 2; ++i) {
-        const Vec<T> v = taps.apply(row, (f + i) * L);
-        sums[i] += v;
-        of_squares[i] += v * v;
-      }
+      add(f, 0);
+      add(f + 1, 1);
     }
-    if (f < bins) {
-      const Vec<T> v = taps.apply(row, f * L);
-      sums[0] += v;
-      of_squares[0] += v * v;
-    }
-    sum = sums[0] + sums[1];
-    squares = of_squares[0] + of_squares[1];
+    if (f < bins) add(f, 0);
+    sum += sums[0] + sums[1];
+    squares += of_squares[0] + of_squares[1];
   }
 
   int64_t groups_;

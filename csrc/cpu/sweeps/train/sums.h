@@ -145,7 +145,7 @@ class OutputSums {
   // Not where so much of the output is beta that the rest has lost digits.
   static bool are_found(const Train& job, int64_t i) {
     const TrainBlock& b = job.blocks[i];
-    if (!Counts<T>::are_kept(job, i + 1) || b.grad == nullptr) return false;
+    if (!Counts<T>::are_kept(job, i + 1) || !b.wanted) return false;
     for (int64_t c = 0; c < b.block.out; ++c) {
       const T scale = PooledAffine<T>::of(b, c).scale;
       const double gamma = double(static_cast<const T*>(b.gamma)[c]);

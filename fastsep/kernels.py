@@ -27,6 +27,7 @@ KERNELS: dict[str, tuple[str, ...]] = {
     "sep_conv2d_bn_stack": ("cpu",),
     "sep_conv2d_bn_stack_backward": ("cpu",),
     "global_pool_mlp": ("cpu",),
+    "bin_statistics": ("cpu",),
     "log_mel": ("cpu",),
 }
 

@@ -22,7 +22,7 @@ from fastsep.dispatch import (
 )
 from fastsep.kernels import KERNELS, gpu_kernels, interpreted, vector_bytes
 from fastsep.layouts import in_format_of, new_map
-from fastsep.reference import global_pool_mlp, load, log_mel
+from fastsep.reference import bin_statistics, global_pool_mlp, load, log_mel
 
 _WEIGHTS = "Tensor x, Tensor pointwise, Tensor time_taps, Tensor freq_taps"
 _GRADIENTS = "(Tensor, Tensor, Tensor, Tensor, Tensor)"  # of x, pointwise, both taps and bias
@@ -68,6 +68,8 @@ library.define(
     "-> (Tensor dx, Tensor[] gradients, Tensor d_scale, Tensor d_shift)"
 )
 library.define("global_pool_mlp(Tensor x, Tensor[] weight, Tensor[] bias) -> Tensor")
+# Mean and biased variance of each bin, over all else: float64 (2, F).
+library.define("bin_statistics(Tensor x) -> Tensor")
 library.define(
     "log_mel(Tensor waveform, Tensor window, int hop, Tensor bands, Tensor weights) -> Tensor"
 )
@@ -130,6 +132,11 @@ def _pooled(x: Tensor, pool: list[int]) -> tuple[int, int]:
 @_fake("global_pool_mlp")
 def _(x: Tensor, weight: list[Tensor], bias: list[Tensor]) -> Tensor:
     return x.new_empty(x.shape[0], weight[-1].shape[0] if weight else x.shape[1])
+
+
+@_fake("bin_statistics")
+def _(x: Tensor) -> Tensor:
+    return x.new_empty(2, x.shape[3], dtype=torch.float64)
 
 
 @_fake("log_mel")
@@ -402,6 +409,17 @@ def _log_mel(waveform: Tensor, window: Tensor, hop: int, bands: Tensor, weights:
 
 
 library.impl("log_mel", _log_mel, "Autograd")
+
+
+def _bin_statistics(x: Tensor) -> Tensor:
+    """As above."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return bin_statistics(x)
+    with below_autograd():
+        return operators.bin_statistics(x)
+
+
+library.impl("bin_statistics", _bin_statistics, "Autograd")
 
 
 # Autocast: the floating inputs are cast to autocast's dtype, as those of a convolution are.

@@ -149,6 +149,20 @@ struct LogMelKernels {
   void (*run)(const LogMel&, void* scratch, int64_t clip, int64_t group);
 };
 
+// Mean and variance of a map's bins over clips, channels and frames.
+struct Bins {
+  DType dtype;
+  const void* x;  // (rows, bins), contiguous
+  int64_t rows, bins;
+  int64_t groups;    // of neighbouring rows; none of them is empty
+  double* partials;  // (groups, 2, bins)
+};
+
+struct BinsKernels {
+  void (*run)(const Bins&, int64_t group);
+  void (*finish)(const Bins&, double* mean, double* variance);  // biased
+};
+
 // A block in training: batch norm, of the batch or frozen, between the cross and ReLU. What
 // backward needs of a block is kept as blocked rows; see parts/kept.h.
 struct TrainBlock {
@@ -218,6 +232,7 @@ struct Kernels {
   const TrainKernels& (*train)(const Train&);
   const HeadKernels& (*head)(const Head&);
   const LogMelKernels& (*logmel)(const LogMel&);
+  const BinsKernels& (*bins)(const Bins&);
 };
 
 const Kernels& kernels_avx512bf16();

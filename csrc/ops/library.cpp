@@ -26,5 +26,6 @@ STABLE_TORCH_LIBRARY_IMPL(fastsep, CPU, m) {
   m.impl("sep_conv2d_bn_stack", TORCH_BOX(&fastsep::sep_conv2d_bn_stack));
   m.impl("sep_conv2d_bn_stack_backward", TORCH_BOX(&fastsep::sep_conv2d_bn_stack_backward));
   m.impl("global_pool_mlp", TORCH_BOX(&fastsep::global_pool_mlp));
+  m.impl("bin_statistics", TORCH_BOX(&fastsep::bin_statistics));
   m.impl("log_mel", TORCH_BOX(&fastsep::log_mel));
 }

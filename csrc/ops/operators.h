@@ -54,6 +54,8 @@ TrainGradients sep_conv2d_bn_stack_backward(
 
 Tensor global_pool_mlp(Tensor x, std::vector<Tensor> weight, std::vector<Tensor> bias);
 
+Tensor bin_statistics(Tensor x);
+
 Tensor log_mel(Tensor waveform, Tensor window, int64_t hop, Tensor bands, Tensor weights);
 
 }  // namespace fastsep

@@ -470,6 +470,17 @@ void head(const Kernels& kernels, DType dtype, size_t size) {
   for (int64_t clip = 0; clip < n; ++clip) k.run(job, scratch.data, clip);
 }
 
+void bins(const Kernels& kernels, DType dtype, size_t size) {
+  const int64_t f = draw(0, 70), rows = draw(0, 50), groups = std::min(rows, draw(1, 5));
+  const Buffer x(size_t(rows * f) * size), partials(size_t(2 * groups * f) * sizeof(double));
+  const Buffer mean(size_t(f) * sizeof(double)), variance(size_t(f) * sizeof(double));
+  fill(x, size_t(rows * f) * size, size);
+  const Bins job{dtype, x.data, rows, f, groups, static_cast<double*>(partials.data)};
+  const BinsKernels& k = kernels.bins(job);
+  for (int64_t group = 0; group < groups; ++group) k.run(job, group);
+  k.finish(job, static_cast<double*>(mean.data), static_cast<double*>(variance.data));
+}
+
 void logmel(const Kernels& kernels) {
   const int64_t size = kLeastFft << draw(0, 4), f = size / 2 + 1, filters = draw(0, 40);
   const int64_t n = draw(1, 3), samples = draw(f, 3000), hop = draw(size / 8, 2 * size);
@@ -538,7 +549,8 @@ int main(int, char** argv) {
         gradient(*kernels, dtype, size);
         if (size > 2) train(*kernels, dtype, size);
         head(*kernels, dtype, size);
-        runs += size > 2 ? 4 : 3;
+        bins(*kernels, dtype, size);
+        runs += size > 2 ? 5 : 4;
       }
       logmel(*kernels);
       ++runs;

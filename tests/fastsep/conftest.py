@@ -2,7 +2,7 @@
 
 Tests of the C++ backend are skipped where it was not built. In CI, or with
 FASTSEP_TEST_REQUIRE_CPU=1, they fail instead; FASTSEP_TEST_REQUIRE_CPU=0 is for testing a
-pure-Python install there.
+pure-Python install there. FASTSEP_TEST_ISAS names the instruction sets to force in turn.
 """
 
 import os
@@ -46,6 +46,7 @@ settings.register_profile(
 settings.load_profile("fastsep")
 
 ISAS = ("avx512bf16", "avx512", "avx2", "baseline")
+FORCED = tuple(os.environ.get("FASTSEP_TEST_ISAS", "").split()) or ISAS
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +65,7 @@ def all_isas() -> tuple[str, ...]:
     return ISAS
 
 
-@pytest.fixture(params=ISAS)
+@pytest.fixture(params=FORCED)
 def isa(request: pytest.FixtureRequest, cpu_kernels: None) -> Iterator[str]:
     """Forces an instruction set for one test."""
     if request.param not in torch.ops.fastsep_cpu.supported_isas():

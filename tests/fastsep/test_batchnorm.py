@@ -8,7 +8,7 @@ import torch
 from foreign import EXACT, random, trained
 from torch import Tensor, nn
 
-from fastsep import SepConvBlock
+from fastsep import SepConvBlock, reference
 from fastsep.batchnorm import (
     FoldCache,
     batch_norm_affine,
@@ -72,6 +72,49 @@ def test_a_batch_norm_over_bins_is_an_affine(
         ):
             torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
         torch.testing.assert_close(bn.state_dict(), twin.state_dict(), **EXACT)
+
+
+BINS = torch.ops.fastsep.bin_statistics
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "shape", [(3, 2, 19, 37), (1, 1, 1, 5), (2, 1, 50, 1), (0, 1, 4, 6), (2, 3, 4, 0)]
+)
+def test_statistics_of_bins(isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """In float64 throughout, so to the rounding of a sum of so many numbers, and of squares."""
+    x = (random(*shape) + 100 * random(1, 1, 1, shape[3], seed=1)).to(dtype)
+    for same in (x, x.contiguous(memory_format=torch.channels_last), x.flip(3).flip(3)):
+        mean, var = BINS(same)
+        wanted, values = reference.bin_statistics(x.double()), x.double().flatten(0, 2)
+        eps, size = 2.3e-16 * (len(values) + 4), values.abs().amax(0) if len(values) else 0
+        assert ((mean - wanted[0]).abs() <= eps * size).all()
+        assert ((var - wanted[1]).abs() <= eps * (values - values[:1]).square().sum(0)).all()
+        assert torch.equal(torch.stack([mean, var]), BINS(x))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_statistics_of_what_is_not_finite(isa: str, bad: float) -> None:
+    x = random(2, 1, 9, 20).float()
+    x[1, 0, 3, 4] = bad
+    finite = BINS(x).isfinite().all(0)
+    assert not finite[4] and finite.sum() == 19
+
+
+def test_statistics_of_bins_for_any_number_of_threads(
+    isa: str, threads: Callable[[int], None]
+) -> None:
+    x, results = random(4, 1, 45, 38).float(), []
+    for n in (1, 2, 3):
+        threads(n)
+        results.append(BINS(x))
+    assert all(torch.equal(other, results[0]) for other in results[1:])
+
+
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_opcheck(cpu_kernels: None, requires_grad: bool) -> None:
+    x = random(2, 1, 5, 7).requires_grad_(requires_grad)
+    torch.library.opcheck(BINS.default, (x,))
 
 
 def test_one_value_per_bin_is_pytorchs_error() -> None:

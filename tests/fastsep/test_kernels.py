@@ -55,7 +55,7 @@ def test_a_gpu_runs_every_operator(
     monkeypatch.setattr(kernels, "_forced", forced)
     if forced == "cuda" and name in ("sep_conv2d", "sep_conv2d_block"):
         expected = "fastsep.cuda"
-    elif name in ("global_pool_mlp", "log_mel", "sep_conv2d_masked_stack"):
+    elif name in ("bin_statistics", "global_pool_mlp", "log_mel", "sep_conv2d_masked_stack"):
         expected = "fastsep.reference"
     else:
         expected = "fastsep.triton.operators"

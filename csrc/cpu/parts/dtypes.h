@@ -118,4 +118,15 @@ FASTSEP_INLINE void store_as(S* p, Vec<T> v) {
   }
 }
 
+// Neighbouring elements as doubles.
+template <class T>
+FASTSEP_INLINE Vec<double> widened(const T* p) {
+  if constexpr (std::is_same_v<T, double>) {
+    return load_as<double>(p);
+  } else {
+    typedef T Half __attribute__((vector_size(sizeof(T) * kLanes<double>), aligned(sizeof(T))));
+    return __builtin_convertvector(*reinterpret_cast<const Half*>(p), Vec<double>);
+  }
+}
+
 }  // namespace fastsep::FASTSEP_ISA

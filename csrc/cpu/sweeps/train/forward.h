@@ -166,9 +166,8 @@ class TrainForward {
     for (int64_t t = cut(span), rows; t < end; t += rows) {
       rows = least(at_once_, end - t);
       make_rows(n, t, rows);
-      if (counts)
-        counted = count_rows(n, counted, t + rows == end ? end : t + rows - sizes_.reach_t,
-                             t + rows == end);
+      const bool last = t + rows == end;
+      if (counts) counted = count_rows(n, counted, last ? end : t + rows - sizes_.reach_t, last);
     }
   }
 

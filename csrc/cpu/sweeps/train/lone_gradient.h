@@ -8,6 +8,7 @@
 
 #include "../../kernels.h"
 #include "../../parts/ahead.h"
+#include "../../parts/dtypes.h"
 #include "../../parts/scratch.h"
 #include "../../parts/vec.h"
 #include "lone.h"

@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "../../kernels.h"
+#include "../../parts/dtypes.h"
 #include "../../parts/scratch.h"
 #include "../../parts/vec.h"
 #include "lone.h"
@@ -103,17 +104,6 @@ struct LoneMoments {
   int64_t reach;
   const T *scale, *shift;
 };
-
-// Neighbouring doubles of x.
-template <class T>
-FASTSEP_INLINE Vec<double> widened(const T* p) {
-  if constexpr (std::is_same_v<T, double>) {
-    return load_as<double>(p);
-  } else {
-    typedef T Half __attribute__((vector_size(sizeof(T) * kLanes<double>), aligned(sizeof(T))));
-    return __builtin_convertvector(*reinterpret_cast<const Half*>(p), Vec<double>);
-  }
-}
 
 // The moments, and from them mean and variance of y: w m and w C w.
 template <class T>

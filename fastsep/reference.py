@@ -168,7 +168,7 @@ def global_pool_mlp(x: Tensor, weight: Sequence[Tensor], bias: Sequence[Tensor])
     between them: (N, channels or outputs of the last layer); T and F at least 1.
     """
     wide = accumulator(x.dtype)
-    rows = x.to(wide).mean(dim=3)
+    rows = x.to(wide).sum(dim=3) / x.shape[3]  # its gradient is a view, that of the mean a map
     y = rows.amax(dim=2) + rows.mean(dim=2)
     for i, (w, b) in enumerate(zip(weight, bias, strict=True)):
         y = F.linear(torch.relu(y) if i > 0 else y, w.to(wide), b.to(wide))

@@ -209,6 +209,16 @@ def test_other_layouts_of_the_input(layout: str) -> None:
     torch.testing.assert_close(dx, wanted["d x"], rtol=1e-11, atol=1e-11)
 
 
+def test_a_gradient_that_is_the_same_for_all_bins(isa: str) -> None:
+    """As that of a mean over them is: a view without a stride, here of 33 channels in any lanes."""
+    stack, x = make((1, 5, 33)).float(), random(2, 1, 13, 40).float()
+    y = stack(x)
+    view = random(*y.shape[:3], 1, seed=9).float().expand(y.shape)
+    wanted = torch.autograd.grad(y, list(stack.parameters()), view.contiguous(), retain_graph=True)
+    got = torch.autograd.grad(y, list(stack.parameters()), view)
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
 @pytest.mark.parametrize("clips", [0, 1, 2])
 def test_any_batch(backend: str, clips: int) -> None:
     """Nothing is learnt from an empty one but that it came."""

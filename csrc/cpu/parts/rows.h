@@ -155,6 +155,11 @@ void load_blocked(const Map& map, int64_t n, int64_t t, int64_t channels, int64_
     }
     for (; map.c == 1 && lanes == L && f < bins; ++f)
       store(row + f * step, load_as<S>(source + f * map.f));
+    if (map.f == 0 && bins > 0) {  // the gradient of a sum over bins
+      Vec<T> all = {};
+      for (int64_t l = 0; l < lanes; ++l) all[l] = widen(source[l * map.c]);
+      for (; f < bins; ++f) store(row + f * step, all);
+    }
     for (; f < bins; ++f) {
       for (int64_t l = 0; l < lanes; ++l) row[f * step + l] = widen(source[l * map.c + f * map.f]);
       for (int64_t l = lanes; l < L; ++l) row[f * step + l] = 0;

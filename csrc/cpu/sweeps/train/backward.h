@@ -9,6 +9,7 @@
 
 #include "../../kernels.h"
 #include "../../parts/ahead.h"
+#include "../../parts/dtypes.h"
 #include "../../parts/kept.h"
 #include "../../parts/product.h"
 #include "../../parts/rows.h"
@@ -105,9 +106,14 @@ class TrainBackward {
     const auto total = [&](const auto* p) { return over_groups(job, p, stride); };
     if (b.d_pointwise != nullptr) {
       T* to = static_cast<T*>(b.d_pointwise);
-      for (int64_t c = 0; c < b.block.out; ++c) {
-        for (int64_t k = 0; k < in; ++k) {
-          to[c * in + k] = T(total(first.d_pointwise_ + k * groups_out * L + c));
+      constexpr int64_t lanes = kLanes<double>;
+      for (int64_t k = 0; k < in; ++k) {
+        for (int64_t c = 0; c < b.block.out; c += lanes) {
+          Vec<double> sum = {};
+          const T* p = first.d_pointwise_ + k * groups_out * L + c;
+          for (int64_t g = 0; g < job.groups; ++g) sum += widened(after(p, size_t(g) * stride));
+          const int64_t count = least(lanes, b.block.out - c);
+          for (int64_t l = 0; l < count; ++l) to[(c + l) * in + k] = T(sum[l]);
         }
       }
     }

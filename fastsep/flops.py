@@ -1,7 +1,7 @@
 """Floating-point operations of the operators, for `torch.utils.flop_counter.FlopCounterMode`.
 
 Counted as PyTorch counts: two for each weight and position, in backward passes also for what is
-computed again, none for biases, ReLU and pooling.
+computed again, none for biases, ReLU, pooling and statistics.
 """
 
 import importlib.util
@@ -96,6 +96,10 @@ def head_flop(x: Shape, weight: list[Shape], *_: Any, **__: Any) -> int:
     return sum(2 * x[0] * math.prod(layer) for layer in weight)
 
 
+def statistics_flop(*_: Any, **__: Any) -> int:
+    return 0
+
+
 def log_mel_flop(
     waveform: Shape, window: Shape, hop: int, bands: Shape, weights: Shape, *_: Any, **__: Any
 ) -> int:
@@ -113,6 +117,7 @@ FORMULAS = {
     operators.sep_conv2d_bn_stack: bn_stack_flop,
     operators.sep_conv2d_bn_stack_backward: bn_stack_backward_flop,
     operators.global_pool_mlp: head_flop,
+    operators.bin_statistics: statistics_flop,
     operators.log_mel: log_mel_flop,
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 
 #include "../../kernels.h"
@@ -25,6 +26,21 @@ inline Sizes sizes_of(const Train& job, int64_t i) {
 }
 
 inline bool is_lone(const Train& job, int64_t i) { return i == 0 && job.blocks[0].block.in == 1; }
+
+// What stands so many bytes behind p: the same of another group of work.
+template <class P>
+const P* after(const P* p, size_t bytes) {
+  return reinterpret_cast<const P*>(reinterpret_cast<const char*>(p) + bytes);
+}
+
+// What p points at, added up in double over the groups of work, whose partial sums are `stride`
+// bytes apart.
+template <class P>
+double over_groups(const Train& job, const P* p, size_t stride) {
+  double sum = 0;
+  for (int64_t g = 0; g < job.groups; ++g) sum += double(*after(p, size_t(g) * stride));
+  return sum;
+}
 
 template <class T>
 Kept<T> kept_x(const Train& job, int64_t i) {
@@ -300,9 +316,7 @@ class Statistics {
     for (int64_t c = 0; c < b.block.out; ++c) {
       double count = 0, mean = 0, m2 = 0;
       for (int64_t i = 0; i < partials; ++i) {
-        const auto of = [&](const double* p) {
-          return *reinterpret_cast<const double*>(reinterpret_cast<const char*>(p) + i * stride);
-        };
+        const auto of = [&](const double* p) { return *after(p, size_t(i * stride)); };
         const double n = of(count_), total = count + n;
         if (n == 0) continue;
         merge(mean, m2, of(mean_ + c), of(m2_ + c), n / total, count * n / total);

@@ -59,21 +59,6 @@ struct NormGradient {
   }
 };
 
-// What stands so many bytes behind p: the same of another group of work.
-template <class P>
-const P* after(const P* p, size_t bytes) {
-  return reinterpret_cast<const P*>(reinterpret_cast<const char*>(p) + bytes);
-}
-
-// What p points at, added up in double over the groups of work, whose partial sums are `stride`
-// bytes apart.
-template <class P>
-double over_groups(const Train& job, const P* p, size_t stride) {
-  double sum = 0;
-  for (int64_t g = 0; g < job.groups; ++g) sum += double(*after(p, size_t(g) * stride));
-  return sum;
-}
-
 // Rows of the gradient of a block's output: the job's, or what the block behind it has left.
 template <class T>
 class OutputGradient {

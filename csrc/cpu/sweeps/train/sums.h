@@ -76,16 +76,12 @@ class TrainSums {
   static void finish(const Train& job, int64_t i, void* partials) {
     const TrainBlock& b = job.blocks[i];
     const int64_t lanes = ceil_div(b.block.out, L) * L;
+    const double* const sums = static_cast<const double*>(partials);
+    const size_t stride = partial_bytes(job, i);
     const double share = 1.0 / double(b.block.pool * b.block.pool);
     for (int64_t c = 0; c < b.block.out; ++c) {
-      double sums[2] = {};
-      for (int64_t g = 0; g < job.groups; ++g) {
-        const double* partial = reinterpret_cast<const double*>(static_cast<const char*>(partials) +
-                                                                size_t(g) * partial_bytes(job, i));
-        sums[0] += partial[c];
-        sums[1] += partial[lanes + c];
-      }
-      set_sums<T>(b, c, share * sums[0], share * sums[1]);
+      const auto sum = [&](int64_t at) { return over_groups(job, sums + at, stride); };
+      set_sums<T>(b, c, share * sum(c), share * sum(lanes + c));
     }
   }
 
